@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -136,6 +137,17 @@ def test_requirements_pin_every_version_within_the_ranges() -> None:
     extras = project["optional-dependencies"]
     for wanted in map(Requirement, project["dependencies"] + extras["book"] + extras["test"]):
         assert wanted.specifier.contains(pinned[wanted.name.lower()]), wanted
+
+
+def test_the_wheel_that_colab_installs_holds_every_module(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "course_lib", tmp_path / "course_lib")
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path]
+    subprocess.run([*pip, tmp_path], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
+    assert held == {str(path.relative_to(ROOT)) for path in (ROOT / "course_lib").rglob("*.py")}
 
 
 def test_make_help_lists_every_target() -> None:

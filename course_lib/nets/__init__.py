@@ -1,0 +1,1 @@
+"""Networks: they map tensors to tensors and know no model and no loss."""
