@@ -1,4 +1,4 @@
-"""Datasets, in one convention: images are float32 (N, C, H, W) in [-1, 1], labels int64 (N,)."""
+r"""Datasets, in one convention: images are float32 (N, C, H, W) in [-1, 1], labels int64 (N,)."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +15,16 @@ NAMES = (*BUNDLED, *DOWNLOADED)
 
 
 class Images(NamedTuple):
-    """Training and test images (N, C, H, W) in [-1, 1], with labels (N,)."""
+    r"""Training and test images (N, C, H, W) in [-1, 1], with labels (N,).
+
+    `levels` is the number L of grey levels; level k of them is the value :math:`-1 + 2k/(L-1)`.
+    """
 
     train: Tensor
     train_labels: Tensor
     test: Tensor
     test_labels: Tensor
+    levels: int
 
 
 def require_images(name: str, x: Tensor, shape: tuple[int, int, int] | None = None) -> None:
@@ -54,7 +58,7 @@ def load(name: str, *, root: str | Path = "data") -> Images:
         x, y = load_digits(return_X_y=True)
         x = torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1  # grey 0..16
         parts = train_test_split(x, torch.tensor(y), test_size=0.2, stratify=y, random_state=0)
-        return Images(parts[0], parts[2], parts[1], parts[3])
+        return Images(parts[0], parts[2], parts[1], parts[3], levels=17)
     try:
         train, test = (DOWNLOADED[name](root, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:
@@ -63,4 +67,4 @@ def load(name: str, *, root: str | Path = "data") -> Images:
             f"the bundled alternative is dataset 'digits'"
         ) from error
     scale = lambda part: part.data[:, None].float() / 127.5 - 1  # grey 0..255
-    return Images(scale(train), train.targets.long(), scale(test), test.targets.long())
+    return Images(scale(train), train.targets.long(), scale(test), test.targets.long(), levels=256)

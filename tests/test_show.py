@@ -1,6 +1,8 @@
 """Figures: what their HTML says, and that sliders and live views follow their controls."""
 
+import base64
 import html
+import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -10,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 
 from course_lib import check, show
 
@@ -88,14 +91,34 @@ def test_live_draws_again_when_a_control_moves(shown):
     assert not any(isinstance(w, ipywidgets.Output) for w in box.children)
 
 
-def test_images_are_laid_out_in_rows(shown):
-    show.images(torch.zeros(7, 1, 4, 4), "grey", columns=3, titles=list("abcdefg"))
+def test_images_are_laid_out_in_rows(shown, monkeypatch):
+    sheets, imshow = [], Axes.imshow
+
+    def spy(ax, sheet, **style):
+        sheets.append(sheet)
+        return imshow(ax, sheet, **style)
+
+    monkeypatch.setattr(Axes, "imshow", spy)
+    batch = torch.arange(7.0).view(7, 1, 1, 1).expand(7, 1, 4, 5) / 10
+    show.images(batch, "grey", columns=3, titles=list("abcdefg"))
+    (sheet,) = sheets
+    there = np.isfinite(sheet)
+    assert there.sum() == 7 * 4 * 5  # every pixel once; the rest is transparent
+    rows = np.unique(np.nonzero(there)[0])
+    first = [np.unique(sheet[row][there[row]]) for row in (rows[0], rows[4], rows[8])]
+    np.testing.assert_allclose(np.concatenate(first), np.arange(7) / 10, rtol=1e-6)
     (svg,) = svgs(shown[0].data)
-    pictures = [e for e in svg.iter() if e.tag.endswith("image")]
-    assert len(pictures) == 7
-    heights = {round(float(e.get("y") or e.get("transform").split()[-1].rstrip(")"))) for e in pictures}
-    assert len(heights) == 3
     assert [e.text for e in svg.iter() if e.tag.endswith("text")] == list("abcdefg")
+
+
+def test_images_keep_their_grey_levels(shown):
+    show.images(torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).expand(3, 1, 8, 8), "grey")
+    (svg,) = svgs(shown[0].data)
+    (picture,) = [e for e in svg.iter() if e.tag.endswith("image")]
+    link = next(value for name, value in picture.attrib.items() if name.endswith("href"))
+    pixels = plt.imread(io.BytesIO(base64.b64decode(link.split(",")[1])))
+    opaque = pixels[pixels[..., 3] == 1]
+    assert {round(float(v), 1) for v in np.unique(opaque[:, 0])} == {0.0, 0.5, 1.0}
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 3, 4, 4)])
