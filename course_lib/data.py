@@ -1,4 +1,4 @@
-r"""Datasets, in one convention: images are float32 (N, C, H, W) in [-1, 1], labels int64 (N,)."""
+"""Datasets, in one convention: images are float32 (N, C, H, W) in [-1, 1], labels int64 (N,)."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +15,9 @@ NAMES = (*BUNDLED, *DOWNLOADED)
 
 
 class Images(NamedTuple):
-    r"""Training and test images (N, C, H, W) in [-1, 1], with labels (N,).
+    """Training and test images (N, C, H, W) in [-1, 1], with labels (N,).
 
-    `levels` is the number L of grey levels; level k of them is the value :math:`-1 + 2k/(L-1)`.
+    `levels` is the number of grey levels, which are equally spaced from -1 to 1.
     """
 
     train: Tensor

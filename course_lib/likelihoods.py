@@ -14,9 +14,9 @@ from course_lib.data import require_images
 
 
 def dequantize(x: Tensor, levels: int, *, generator: torch.Generator | None = None) -> Tensor:
-    r"""Spread each grey level over its cell: level k of L becomes uniform on a width of 2/L.
+    r"""Spread each grey level over its cell: a uniform draw from a width of :math:`\Delta = 2/levels`.
 
-    x: (B, C, H, W), whose values are the levels :math:`-1 + 2k/(L-1)`. Returns values in [-1, 1].
+    x: (B, C, H, W), whose values are the `levels` equally spaced from -1 to 1. Returns values in [-1, 1].
     A density of these bounds the mass of the levels from below (Theis et al., 2016, eq. 1).
     """
     require_images("x", x)
@@ -32,7 +32,7 @@ def dequantize(x: Tensor, levels: int, *, generator: torch.Generator | None = No
 def bits_per_dim(log_prob: Tensor, dims: int, levels: int) -> Tensor:
     r"""Turn log-densities of dequantized images, in nats, into bits per value of the image.
 
-    :math:`-\log p / (D \log 2) + \log_2 (L/2)`: the second term counts the cells of width 2/L.
+    :math:`-\log p / (D \log 2) - \log_2 \Delta`, with the width :math:`\Delta = 2/levels` of a cell.
     Given a bound on the log-density it returns a bound, from above.
     """
     for name, value, least in (("dims", dims, 1), ("levels", levels, 2)):
