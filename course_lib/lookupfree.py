@@ -37,7 +37,7 @@ class FiniteScalarQuantizer(nn.Module):
     appendix has tan for artanh, which moves b(0) away from 0 by little; b(0) = 0 is what the shift is for.)
 
     Args:
-        levels: :math:`L_1, \dots, L_D`, each at least 3; for two levels see `LookupFreeQuantizer`. There
+        levels: :math:`L_1, \dots, L_D`, each from 3 to 1000; for two levels see `LookupFreeQuantizer`. There
             are :math:`K = \prod_i L_i` codes.
 
     Raises:
@@ -46,8 +46,9 @@ class FiniteScalarQuantizer(nn.Module):
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
-        if not levels or any(not isinstance(n, int) or isinstance(n, bool) or n < 3 for n in levels):
-            raise ValueError(f"levels must be integers of at least 3, one a channel; got {levels!r}")
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in levels)
+        if not levels or not whole or min(levels) < 3 or max(levels) > 1000:
+            raise ValueError(f"levels must be integers from 3 to 1000, one a channel; got {levels!r}")
         self.n_codes = math.prod(levels)
         count = torch.tensor(levels)
         self.register_buffer("levels", count)  # (D,)

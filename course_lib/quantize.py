@@ -49,7 +49,7 @@ class VectorQuantizer(nn.Module):
     def __init__(self, n_codes: int, dim: int, *, commitment: float = 0.25) -> None:
         super().__init__()
         self.codebook = nn.Parameter(first_codes(n_codes, dim))  # (K, D)
-        self.commitment = require_weight("commitment", commitment)
+        self.n_codes, self.commitment = n_codes, require_weight("commitment", commitment)
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantize z (B, D, H', W')."""
@@ -59,7 +59,7 @@ class VectorQuantizer(nn.Module):
             index = nearest(flat.detach(), self.codebook.detach())
             e = F.embedding(index, self.codebook)  # (N, D)
             loss = F.mse_loss(e, flat.detach()) + self.commitment * F.mse_loss(flat, e.detach())
-            return quantized(z, e, index, require_finite(loss), len(self.codebook))
+            return quantized(z, e, index, require_finite(loss), self.n_codes)
 
     def codes(self, indices: Tensor) -> Tensor:
         """The codes of indices (B, H', W'). Returns (B, D, H', W')."""
@@ -105,7 +105,8 @@ class VectorQuantizerEMA(nn.Module):
             raise ValueError(f"decay must be in [0, 1); got {decay!r}")
         if not 0 < eps < math.inf:
             raise ValueError(f"eps must be positive; got {eps!r}")
-        self.commitment, self.decay, self.eps = require_weight("commitment", commitment), decay, eps
+        self.n_codes, self.commitment = n_codes, require_weight("commitment", commitment)
+        self.decay, self.eps = decay, eps
         self.register_buffer("codebook", first_codes(n_codes, dim))  # e, (K, D)
         self.register_buffer("counts", torch.ones(n_codes))  # N, (K,)
         self.register_buffer("sums", self.codebook.clone())  # m, (K, D)
@@ -120,12 +121,12 @@ class VectorQuantizerEMA(nn.Module):
             loss = require_finite(self.commitment * F.mse_loss(flat, e))
             if self.training:
                 self.update(flat, index)
-            return quantized(z, e, index, loss, len(self.codebook))
+            return quantized(z, e, index, loss, self.n_codes)
 
     @torch.no_grad()
     def update(self, flat: Tensor, index: Tensor) -> None:
         """One step of the averages, from vectors (N, D) and their codes' numbers (N,)."""
-        counts = torch.bincount(index, minlength=len(self.counts)).to(self.counts)
+        counts = torch.bincount(index, minlength=self.n_codes).to(self.counts)
         sums = torch.zeros_like(self.sums).index_add_(0, index, flat.to(self.sums))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
@@ -137,7 +138,7 @@ class VectorQuantizerEMA(nn.Module):
     def refresh(self) -> None:
         """Make the codebook from the averages."""
         n = self.counts.sum()
-        smooth = (self.counts + self.eps) / (n + len(self.counts) * self.eps) * n
+        smooth = (self.counts + self.eps) / (n + self.n_codes * self.eps) * n
         self.codebook.copy_(self.sums / smooth[:, None])
 
     def codes(self, indices: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class VQVAE(nn.Module):
     def __init__(self, encoder: nn.Module, quantizer: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
+        self.n_codes: int = quantizer.n_codes
 
     def forward(self, x: Tensor) -> Reconstruction:
         """Encode, quantize and decode x (B, C, H, W)."""

@@ -24,6 +24,8 @@ class Residual(nn.Module):
 class ConvEncoder(nn.Module):
     """Images (B, C, H, W) to a grid of vectors (B, D, H', W'), H' = H / 2**levels.
 
+    Strided convolutions, then a residual block, as in van den Oord and others (2017, section 4.1).
+
     Args:
         channels: C of the images.
         dim: D of the vectors.
@@ -33,13 +35,13 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, channels: int, dim: int, *, width: int = 64, levels: int = 2) -> None:
         super().__init__()
-        _require(channels=channels, dim=dim, width=width, levels=levels)
+        for name, value in {"channels": channels, "dim": dim, "width": width, "levels": levels}.items():
+            require_count(name, value)
         self.channels, self.factor = channels, 2**levels
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
-        for _ in range(levels):
-            layers += [nn.SiLU(), nn.Conv2d(width, width, 4, stride=2, padding=1)]  # halves the sides
-        layers += [Residual(width), nn.SiLU(), nn.Conv2d(width, dim, 1)]
-        self.layers = nn.Sequential(*layers)
+        layers: list[nn.Module] = []
+        for before in [channels] + [width] * (levels - 1):
+            layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.SiLU()]  # halves the sides
+        self.layers = nn.Sequential(*layers[:-1], Residual(width), nn.SiLU(), nn.Conv2d(width, dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.channels:
@@ -56,22 +58,15 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, channels: int, dim: int, *, width: int = 64, levels: int = 2) -> None:
         super().__init__()
-        _require(channels=channels, dim=dim, width=width, levels=levels)
+        for name, value in {"channels": channels, "dim": dim, "width": width, "levels": levels}.items():
+            require_count(name, value)
         self.dim = dim
         layers: list[nn.Module] = [nn.Conv2d(dim, width, 3, padding=1), Residual(width)]
-        for _ in range(levels):
-            layers += [nn.SiLU(), nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)]  # doubles
-        layers += [nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1)]
+        for after in [width] * (levels - 1) + [channels]:
+            layers += [nn.SiLU(), nn.ConvTranspose2d(width, after, 4, stride=2, padding=1)]  # doubles
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
         if z.ndim != 4 or z.shape[1] != self.dim:
             raise ValueError(f"z must have shape (B, {self.dim}, H', W'); got {tuple(z.shape)}")
         return self.layers(z)
-
-
-def _require(*, levels: int, **counts: int) -> None:
-    for name, value in counts.items():
-        require_count(name, value)
-    if not isinstance(levels, int) or isinstance(levels, bool) or levels < 0:
-        raise ValueError(f"levels must be an integer of at least 0; got {levels!r}")
