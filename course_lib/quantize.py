@@ -186,7 +186,7 @@ def restart_dead_codes(
 
 
 def first_codes(n_codes: int, dim: int) -> Tensor:
-    """A codebook to start from: entries uniform within 1/K of zero, as in the authors' code."""
+    """A codebook to start from: entries uniform within 1/K of zero, a common choice."""
     require_count("n_codes", n_codes)
     require_count("dim", dim)
     return torch.empty(n_codes, dim).uniform_(-1 / n_codes, 1 / n_codes)

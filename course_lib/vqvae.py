@@ -122,7 +122,7 @@ def best_variance(squared: Tensor, dims: int, *, spacing: float) -> float:
     squared: :math:`\lVert x - \hat x \rVert^2` of each image, (N,); dims: values an image;
     spacing: :math:`\Delta`, between grey levels. It is the mean squared error plus :math:`\Delta^2/12`.
     """
-    return squared.double().mean().item() / dims + spacing**2 / 12
+    return squared.mean().item() / dims + spacing**2 / 12
 
 
 def bits_per_dim(squared: Tensor, rate: Tensor, dims: int, *, variance: float, spacing: float) -> Tensor:
@@ -144,6 +144,6 @@ def bits_per_dim(squared: Tensor, rate: Tensor, dims: int, *, variance: float, s
     if not variance > 0 or not spacing > 0:
         raise ValueError(f"variance and spacing must be positive; got {variance!r} and {spacing!r}")
     # E_u ‖x + u − x̂‖² = ‖x − x̂‖² + D Δ²/12 for u uniform on a cell
-    noisy = squared.double() + dims * spacing**2 / 12
+    noisy = squared + dims * spacing**2 / 12
     nats = 0.5 * dims * math.log(2 * math.pi * variance) + noisy / (2 * variance) + rate
     return nats / (dims * math.log(2)) - math.log2(spacing)

@@ -10,7 +10,7 @@ from course_lib.gmm import require_count
 class MaskedConv2d(nn.Conv2d):
     """A convolution that sees places before its own in reading order, and its own if `own`.
 
-    (van den Oord and others 2016, figure 1: mask A without its own place, mask B with it.)
+    (van den Oord and others 2016, section 3.4: mask A without its own place, mask B with it.)
     """
 
     def __init__(self, channels: int, out: int, kernel: int, *, own: bool) -> None:
