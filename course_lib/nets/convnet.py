@@ -18,6 +18,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W)."""
         return x + self.body(x)
 
 
@@ -44,6 +45,7 @@ class ConvEncoder(nn.Module):
         self.layers = nn.Sequential(*layers[:-1], Residual(width), nn.SiLU(), nn.Conv2d(width, dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Encode x (B, C, H, W); `ValueError` if it has other channels or sides that do not halve."""
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must have shape (B, {self.channels}, H, W); got {tuple(x.shape)}")
         if any(side == 0 or side % self.factor for side in x.shape[2:]):
@@ -67,6 +69,7 @@ class ConvDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
+        """Decode z (B, D, H', W'); `ValueError` if it has another number of channels."""
         if z.ndim != 4 or z.shape[1] != self.dim:
             raise ValueError(f"z must have shape (B, {self.dim}, H', W'); got {tuple(z.shape)}")
         return self.layers(z)

@@ -21,6 +21,7 @@ class MaskedConv2d(nn.Conv2d):
         self.register_buffer("mask", place < kernel**2 // 2 + own)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, channels, H, W). Returns (B, out, H, W)."""
         return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)
 
 
@@ -37,6 +38,7 @@ class MaskedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W)."""
         return x + self.body(x)
 
 
