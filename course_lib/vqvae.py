@@ -1,0 +1,149 @@
+r"""The VQ-VAE: an autoencoder with a grid of discrete codes, and the prior learned over the codes.
+
+The quantizer is any module of `course_lib.quantize` or `course_lib.lookupfree`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from course_lib.data import require_images
+from course_lib.gmm import require_count
+from course_lib.quantize import Quantized, require_indices
+
+
+class Reconstruction(NamedTuple):
+    """A batch put through the model: images (B, C, H, W), and what the quantizer returned."""
+
+    images: Tensor
+    codes: Quantized
+
+
+class VQVAE(nn.Module):
+    r"""Encoder, quantizer, decoder (van den Oord and others 2017).
+
+    Args:
+        encoder: images (B, C, H, W) to (B, D, H', W').
+        quantizer: (B, D, H', W') to a `Quantized`.
+        decoder: (B, D, H', W') to images.
+
+    Raises:
+        ValueError: images are no batch in [-1, 1], or do not fit the networks.
+    """
+
+    def __init__(self, encoder: nn.Module, quantizer: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
+        self.n_codes: int = quantizer.n_codes
+
+    def forward(self, x: Tensor) -> Reconstruction:
+        """Encode, quantize and decode x (B, C, H, W)."""
+        require_images("x", x)
+        codes = self.quantizer(self.encoder(x))
+        return Reconstruction(self.decoder(codes.quantized), codes)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """The codes' numbers (B, H', W') of images; in training mode too, no average moves."""
+        was = self.training
+        self.eval()
+        try:
+            return self(x).codes.indices
+        finally:
+            self.train(was)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Images (B, C, H, W) of codes' numbers (B, H', W')."""
+        return self.decoder(self.quantizer.codes(indices))
+
+
+def vq_loss(model: nn.Module, x: Tensor) -> Tensor:
+    """Mean squared error per value of the images, plus the quantizer's loss. For `train`."""
+    out = model(x)
+    return F.mse_loss(out.images.float(), x) + out.codes.loss
+
+
+class CodePrior(nn.Module):
+    r"""A distribution over grids of codes, place by place: :math:`p(k) = \prod_i p(k_i \mid k_{<i})`.
+
+    Args:
+        net: one-hot codes (B, K, H', W') to logits (B, K, H', W'), where the logits of a place depend
+            only on places before it in reading order; see `course_lib.nets.pixelcnn`.
+        n_codes: K.
+        shape: (H', W').
+    """
+
+    def __init__(self, net: nn.Module, n_codes: int, shape: tuple[int, int]) -> None:
+        super().__init__()
+        for name, value in zip(("n_codes", "shape[0]", "shape[1]"), (n_codes, *shape), strict=True):
+            require_count(name, value)
+        self.net, self.n_codes, self.shape = net, n_codes, tuple(shape)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        r""":math:`\log p(k)` in nats of whole grids (B, H', W'). Returns (B,)."""
+        require_indices(indices, self.n_codes)
+        if indices.shape[1:] != self.shape:
+            raise ValueError(
+                f"indices must have shape (B, {self.shape[0]}, {self.shape[1]}); got {tuple(indices.shape)}"
+            )
+        chosen = self._log_probs(indices).gather(1, indices[:, None])  # (B, 1, H', W')
+        return chosen.sum((1, 2, 3))
+
+    log_prob = forward
+
+    def _log_probs(self, indices: Tensor) -> Tensor:
+        one_hot = F.one_hot(indices, self.n_codes).permute(0, 3, 1, 2).float()  # (B, K, H', W')
+        return F.log_softmax(self.net(one_hot).float(), 1)
+
+    @torch.no_grad()
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n grids (n, H', W'), one place after the other."""
+        require_count("n", n)
+        device = next(self.net.parameters()).device
+        indices = torch.zeros(n, *self.shape, dtype=torch.int64, device=device)
+        for row in range(self.shape[0]):
+            for column in range(self.shape[1]):
+                p = self._log_probs(indices)[:, :, row, column].exp()
+                indices[:, row, column] = torch.multinomial(p, 1, generator=generator)[:, 0]
+        return indices
+
+
+def prior_loss(model: nn.Module, indices: Tensor) -> Tensor:
+    """Nats per code, for `train`."""
+    return -model(indices).mean() / indices[0].numel()
+
+
+def best_variance(squared: Tensor, dims: int, *, spacing: float) -> float:
+    r"""The decoder's variance :math:`\sigma^2` that is best for images dequantized with uniform noise.
+
+    squared: :math:`\lVert x - \hat x \rVert^2` of each image, (N,); dims: values an image;
+    spacing: :math:`\Delta`, between grey levels. It is the mean squared error plus :math:`\Delta^2/12`.
+    """
+    return squared.mean().item() / dims + spacing**2 / 12
+
+
+def bits_per_dim(squared: Tensor, rate: Tensor, dims: int, *, variance: float, spacing: float) -> Tensor:
+    r"""An upper bound on :math:`-\log_2 P(x) / D`, image by image.
+
+    :math:`P(x)` is the probability of the cell of width :math:`\Delta` about x under the density
+    :math:`\sum_k p(k)\, \mathcal N(x \mid \hat x_k, \sigma^2 I)`.
+
+    Args:
+        squared: :math:`\lVert x - \hat x \rVert^2`, (N,).
+        rate: :math:`-\log p(k(x))` in nats, (N,) or one number.
+        dims: D, values an image.
+        variance: :math:`\sigma^2`.
+        spacing: :math:`\Delta`.
+
+    Returns:
+        Bits per dimension, (N,).
+    """
+    if not variance > 0 or not spacing > 0:
+        raise ValueError(f"variance and spacing must be positive; got {variance!r} and {spacing!r}")
+    # E_u ‖x + u − x̂‖² = ‖x − x̂‖² + D Δ²/12 for u uniform on a cell
+    noisy = squared + dims * spacing**2 / 12
+    nats = 0.5 * dims * math.log(2 * math.pi * variance) + noisy / (2 * variance) + rate
+    return nats / (dims * math.log(2)) - math.log2(spacing)
