@@ -1,10 +1,11 @@
 """Exercises of chapter 03, variational autoencoders."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from course_lib.exercises import Exercise
 from course_lib.likelihoods import ContinuousBernoulli
@@ -29,6 +30,32 @@ def _missing(logit: Tensor) -> Tensor:
     return density.view(logit.shape) + torch.nn.functional.softplus(logit)
 
 
+def _pixels(logits: Tensor, y: Tensor) -> Tensor:
+    return Independent(Bernoulli(logits=logits), 1).log_prob(y)
+
+
+def _naive(logits: Tensor, y: Tensor) -> Tensor:
+    lam = torch.sigmoid(logits)
+    return (y * lam.log() + (1 - y) * (1 - lam).log()).sum(1)
+
+
+def _one_draw(mean: Tensor, log_var: Tensor, eps: Tensor, decoder: Callable, y: Tensor) -> Tensor:
+    prior = torch.zeros_like(mean)
+    logits = decoder(mean + torch.exp(0.5 * log_var) * eps)
+    return _pixels(logits, y) - _kl(mean, log_var, prior, prior)
+
+
+def _one_draw_cases() -> list[tuple]:
+    """Mild logits, and then some near 200 on either side."""
+    cases = []
+    for seed, scale in ((1, 1.0), (2, 200.0)):
+        weight = scale * _random(2, 5, seed=seed)
+        y = (_random(4, 5, seed=seed + 20) > 0).double()
+        inputs = [_random(4, 2, seed=seed + k) for k in (30, 40, 50)]
+        cases.append((*inputs, lambda z, weight=weight: z @ weight, y))
+    return cases
+
+
 EXERCISES = {
     "03-kl": Exercise(
         reference=_kl,
@@ -48,21 +75,30 @@ EXERCISES = {
             "forgotten the factor one half": lambda m0, v0, m1, v1: 2 * _kl(m0, v0, m1, v1),
         },
     ),
-    "03-bound": Exercise(
-        reference=lambda a: (
-            a.exp().mean(0).log() if a.max() > -100 else (a + 1000).exp().mean(0).log() - 1000
-        ),
-        cases=lambda: [(_random(7, 3),), (_random(4, 5, seed=1) * 3 - 1000,)],
+    "03-elbo": Exercise(
+        reference=_one_draw,
+        cases=_one_draw_cases,
         mistakes={
-            "averaged the logarithms: that estimates the ELBO": lambda a: a.mean(0),
-            "forgotten to divide by K": lambda a: torch.logsumexp(a, 0),
-            "averaged over the images instead of the draws": lambda a: (
-                torch.logsumexp(a, 1) - math.log(a.shape[1])
+            "added the divergence instead of subtracting it": lambda m, v, eps, decoder, y: (
+                _one_draw(m, v, eps, decoder, y) + 2 * _kl(m, v, torch.zeros_like(m), torch.zeros_like(v))
             ),
-            "exponentiated before taking the largest out: log 0 is minus infinity": lambda a: (
-                a.exp().mean(0).log()
+            "forgotten the divergence": lambda m, v, eps, decoder, y: (
+                _one_draw(m, v, eps, decoder, y) + _kl(m, v, torch.zeros_like(m), torch.zeros_like(v))
             ),
-            "taken the largest weight alone": lambda a: a.amax(0) - math.log(len(a)),
+            "multiplied the noise by the variance, not by the standard deviation": lambda m, v, eps, *rest: (
+                _one_draw(m, v, eps * torch.exp(0.5 * v), *rest)
+            ),
+            "decoded the mean and left the noise out": lambda m, v, eps, *rest: _one_draw(
+                m, v, torch.zeros_like(eps), *rest
+            ),
+            "taken the logarithm of a rounded zero; use logsigmoid": lambda m, v, eps, decoder, y: (
+                _naive(decoder(m + torch.exp(0.5 * v) * eps), y)
+                - _kl(m, v, torch.zeros_like(m), torch.zeros_like(v))
+            ),
+            "averaged over the pixels instead of adding them up": lambda m, v, eps, decoder, y: (
+                _pixels(decoder(m + torch.exp(0.5 * v) * eps), y) / y.shape[1]
+                - _kl(m, v, torch.zeros_like(m), torch.zeros_like(v))
+            ),
         },
     ),
     "03-constant": Exercise(
