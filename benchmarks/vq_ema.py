@@ -24,7 +24,7 @@ try:
 except ImportError:
     sys.exit(
         "This benchmark compares with vector-quantize-pytorch, which the course does not need otherwise.\n"
-        "Install it with: pip install vector-quantize-pytorch==1.32.0"
+        "`make bench` installs it, and so does: pip install vector-quantize-pytorch==1.32.0"
     )
 
 N, K, D = 65_536, 1024, 64

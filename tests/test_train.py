@@ -1,6 +1,7 @@
 """The training loop: against a loop by hand, killed and resumed, in two processes, and with bad input."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,20 @@ def equal(a, b):
 
 def end(folder):
     return torch.load(folder / "end.pt", weights_only=True)
+
+
+def test_the_script_in_the_book_runs_in_two_processes(tmp_path):
+    text = (SCRIPT.parents[1] / "book" / "running.md").read_text("utf8")
+    (code,) = re.findall(r"```python\n(from torch import nn.*?)```", text, re.S)
+    (tmp_path / "script.py").write_text(code)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    added = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1]), "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*launch, "script.py"], cwd=tmp_path, env=os.environ | added, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "300/300" in done.stdout, done.stdout + done.stderr
+    saved = torch.load(tmp_path / "vae.pt", weights_only=True)
+    assert saved["step"] == 300 and len(saved["random"]) == 2
 
 
 # What a step does

@@ -11,6 +11,7 @@ from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ConfigError
+from sphinx_proof.directive import ElementDirective
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for `tools`, which is not installed
 
@@ -82,6 +83,18 @@ def drop_thebe(app: Sphinx, page: str, template: str, context: dict, doctree: no
     context["script_files"] = [s for s in context["script_files"] if "thebe" not in mentions(s)]
 
 
+class NamedByPage(ElementDirective):
+    """A proposition without a label gets one with its page's name in it.
+
+    sphinx-proof counts them anew on each page, so that those of two chapters would get one label.
+    """
+
+    def run(self) -> list[nodes.Node]:
+        number = self.env.new_serialno("proof")
+        self.options.setdefault("label", f"{self.env.docname}-{number}".replace("/", "-"))
+        return super().run()
+
+
 def skip_fields(
     app: Sphinx, what: str, name: str, member: object, skip: bool, options: object
 ) -> bool | None:
@@ -97,4 +110,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-read", tie_punctuation)
     app.connect("html-page-context", drop_thebe)
     app.connect("autodoc-skip-member", skip_fields)
+    known = app.registry.domains["prf"].directives
+    for kind, directive in known.items():
+        if issubclass(directive, ElementDirective):  # all but proofs, which have no number
+            known[kind] = type(directive.__name__, (NamedByPage, directive), {})
     return {"parallel_read_safe": True, "parallel_write_safe": True}
