@@ -3,7 +3,6 @@ r"""The VQ-VAE: an autoencoder with a grid of discrete codes, and the prior lear
 The quantizer is any module of `course_lib.quantize` or `course_lib.lookupfree`.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -114,36 +113,3 @@ class CodePrior(nn.Module):
 def prior_loss(model: nn.Module, indices: Tensor) -> Tensor:
     """Nats per code, for `train`."""
     return -model(indices).mean() / indices[0].numel()
-
-
-def best_variance(squared: Tensor, dims: int, *, spacing: float) -> float:
-    r"""The decoder's variance :math:`\sigma^2` that is best for images dequantized with uniform noise.
-
-    squared: :math:`\lVert x - \hat x \rVert^2` of each image, (N,); dims: values an image;
-    spacing: :math:`\Delta`, between grey levels. It is the mean squared error plus :math:`\Delta^2/12`.
-    """
-    return squared.mean().item() / dims + spacing**2 / 12
-
-
-def bits_per_dim(squared: Tensor, rate: Tensor, dims: int, *, variance: float, spacing: float) -> Tensor:
-    r"""An upper bound on :math:`-\log_2 P(x) / D`, image by image.
-
-    :math:`P(x)` is the probability of the cell of width :math:`\Delta` about x under the density
-    :math:`\sum_k p(k)\, \mathcal N(x \mid \hat x_k, \sigma^2 I)`.
-
-    Args:
-        squared: :math:`\lVert x - \hat x \rVert^2`, (N,).
-        rate: :math:`-\log p(k(x))` in nats, (N,) or one number.
-        dims: D, values an image.
-        variance: :math:`\sigma^2`.
-        spacing: :math:`\Delta`.
-
-    Returns:
-        Bits per dimension, (N,).
-    """
-    if not variance > 0 or not spacing > 0:
-        raise ValueError(f"variance and spacing must be positive; got {variance!r} and {spacing!r}")
-    # E_u ‖x + u − x̂‖² = ‖x − x̂‖² + D Δ²/12 for u uniform on a cell
-    noisy = squared + dims * spacing**2 / 12
-    nats = 0.5 * dims * math.log(2 * math.pi * variance) + noisy / (2 * variance) + rate
-    return nats / (dims * math.log(2)) - math.log2(spacing)

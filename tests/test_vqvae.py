@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import integrate, optimize, stats
+from scipy import optimize, stats
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from torch import nn
@@ -28,7 +28,7 @@ from course_lib.quantize import (
     restart_dead_codes,
 )
 from course_lib.train import TrainConfig, train
-from course_lib.vqvae import VQVAE, CodePrior, best_variance, bits_per_dim, prior_loss, vq_loss
+from course_lib.vqvae import VQVAE, CodePrior, prior_loss, vq_loss
 
 SEEDS = range(5)
 
@@ -600,34 +600,3 @@ def test_the_prior_refuses():
         CodePrior(nn.Identity(), 0, (2, 2))
     with pytest.raises(ValueError, match=r"shape\[1\] must be"):
         CodePrior(nn.Identity(), 3, (2, 0))
-
-
-# Bits per dimension
-
-
-def test_bits_per_dim_of_one_dimension_by_quadrature():
-    """One pixel: the mean over the cell of the Gaussian's log-density, integrated."""
-    x, mean, variance, spacing, rate = 0.25, 0.1, 0.04, 0.125, 1.3
-    density = lambda u: stats.norm.logpdf(x + u, mean, variance**0.5) / spacing
-    inside = integrate.quad(density, -spacing / 2, spacing / 2)[0]
-    want = (rate - inside) / math.log(2) - math.log2(spacing)
-    squared = torch.tensor([(x - mean) ** 2])
-    got = bits_per_dim(squared, torch.tensor(rate), 1, variance=variance, spacing=spacing)
-    assert got.item() == pytest.approx(want, rel=1e-6)
-    mass = stats.norm.cdf(x + spacing / 2, mean, variance**0.5) - stats.norm.cdf(
-        x - spacing / 2, mean, variance**0.5
-    )
-    assert got.item() >= -math.log2(mass) + rate / math.log(2)
-
-
-def test_the_best_variance_is_best():
-    squared = torch.rand(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    cost = lambda v: bits_per_dim(squared, 0.0, 6, variance=v, spacing=0.125).mean().item()
-    found = optimize.minimize_scalar(cost, bounds=(1e-4, 1), options={"xatol": 1e-10})
-    assert best_variance(squared, 6, spacing=0.125) == pytest.approx(found.x, rel=1e-5)
-
-
-@pytest.mark.parametrize("bad", [{"variance": 0.0}, {"variance": math.nan}, {"spacing": 0.0}])
-def test_bits_per_dim_refuses(bad):
-    with pytest.raises(ValueError, match="variance and spacing must be positive"):
-        bits_per_dim(torch.ones(2), 1.0, 4, **({"variance": 1.0, "spacing": 0.1} | bad))

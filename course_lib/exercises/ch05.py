@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from course_lib.exercises import Exercise
 from course_lib.lookupfree import FiniteScalarQuantizer
@@ -23,7 +24,7 @@ def _nearest(z: Tensor, codebook: Tensor) -> Tensor:
 
 def _points_and_codes() -> list[tuple]:
     """Codes of equal length and of very different length; points between them."""
-    sphere = torch.nn.functional.normalize(_random(6, 3, seed=1), dim=1)
+    sphere = normalize(_random(6, 3, seed=1), dim=1)
     uneven = _random(9, 2, seed=2) * torch.arange(1, 10)[:, None]
     return [(_random(40, 3), sphere), (3 * _random(50, 2, seed=3), uneven)]
 
@@ -43,7 +44,12 @@ def _averages() -> list[tuple]:
 
 
 def _ema_by_hand(
-    *, swap: bool = False, mean: bool = False, plain: bool = False, rescale: bool = True
+    *,
+    swap: bool = False,
+    mean: bool = False,
+    plain: bool = False,
+    rescale: bool = True,
+    total_kept: bool = True,
 ) -> Callable[..., Tensor]:
     """An EMA step with mistakes."""
 
@@ -56,6 +62,7 @@ def _ema_by_hand(
         counts, sums = old * counts + (1 - old) * n, old * sums + (1 - old) * s
         total = counts.sum()
         smooth = (counts + eps) / (total + K * eps) * (total if rescale else 1)
+        smooth = smooth if total_kept else counts + eps
         return sums / (counts if plain else smooth)[:, None]
 
     return codes
@@ -110,20 +117,16 @@ def _number(*, shift: bool = True, reverse: bool = False, basis: str = "levels")
 
 EXERCISES = {
     "05-nearest": Exercise(
-        reference=_nearest,
+        reference=lambda z, e: _nearest(normalize(z, dim=1), normalize(e, dim=1)),
         cases=_points_and_codes,
         mistakes={
-            "forgotten the codes' own squares, which differ": lambda z, e: (-(z @ e.T)).argmin(1),
-            "added the squares of the points and of the codes, but not the product": lambda z, e: (
-                z.square().sum(1)[:, None] + e.square().sum(1)
-            ).argmin(1),
-            "taken the product once instead of twice": lambda z, e: (
-                z.square().sum(1)[:, None] - z @ e.T + e.square().sum(1)
-            ).argmin(1),
-            "looked for the farthest code": lambda z, e: (e.square().sum(1) - 2 * z @ e.T).argmax(1),
+            "looked for the nearest code: its length counts there, and not here": _nearest,
+            "forgotten to divide by the lengths of the codes": lambda z, e: (z @ e.T).argmax(1),
+            "divided by the squares of the lengths": lambda z, e: (z @ e.T / e.square().sum(1)).argmax(1),
+            "looked for the largest angle": lambda z, e: (z @ normalize(e, dim=1).T).argmin(1),
             "searched over the points instead of the codes": lambda z, e: (
-                e.square().sum(1) - 2 * z @ e.T
-            ).argmin(0),
+                normalize(z, dim=1) @ normalize(e, dim=1).T
+            ).argmax(0),
         },
     ),
     "05-ema": Exercise(
@@ -136,6 +139,7 @@ EXERCISES = {
             "left out the factor that makes the smoothed counts add up to the total": _ema_by_hand(
                 rescale=False
             ),
+            "added eps to the counts and stopped there": _ema_by_hand(total_kept=False),
         },
     ),
     "05-perplexity": Exercise(
