@@ -99,3 +99,14 @@ def test_a_refused_start_changes_no_generator():
 def test_pick_wants_every_profile():
     with pytest.raises(TypeError):
         config.start("smoke").pick(smoke=1, book=2)
+
+
+@pytest.mark.parametrize("profile, threads", [("smoke", 1), ("book", 1), ("full", 3)])
+def test_the_small_profiles_take_one_thread_on_a_processor(machine, profile, threads):
+    machine()
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    config.start(profile)
+    found = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert found == threads
