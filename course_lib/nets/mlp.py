@@ -2,7 +2,10 @@
 
 import itertools
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from course_lib.nets.embed import TimeFeatures
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -17,3 +20,24 @@ def mlp(*sizes: int) -> nn.Sequential:
     for before, after in itertools.pairwise(sizes):
         layers += [nn.Linear(before, after), nn.SiLU()]
     return nn.Sequential(*layers[:-1])  # nothing after the last map
+
+
+class TimeMLP(nn.Module):
+    """A network ``net(x, t)`` for points: (B, D) and times (B,) in [0, 1] to (B, D).
+
+    Args:
+        dim: D.
+        hidden: units in a layer.
+        layers: hidden layers.
+    """
+
+    def __init__(self, dim: int, *, hidden: int = 128, layers: int = 3) -> None:
+        super().__init__()
+        if type(layers) is not int or layers < 1:
+            raise ValueError(f"layers must be an integer of at least 1; got {layers!r}")
+        self.features = TimeFeatures(64)
+        self.body = mlp(dim + 64, *[hidden] * layers, dim)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x: (B, D), t: (B,). Returns (B, D)."""
+        return self.body(torch.cat([x, self.features(t).to(x.dtype)], 1))

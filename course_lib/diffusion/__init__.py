@@ -1,0 +1,1 @@
+"""Diffusion and flow matching as one family: a path, a target, a loss, a sampler, and exact oracles."""
