@@ -58,8 +58,13 @@ def log_likelihood(
 
     times = torch.tensor([start, end], dtype=x0.dtype, device=x0.device)
     begin = (x0, x0.new_zeros(len(x0)))
-    with torch.no_grad():
-        found = odeint(field, begin, times, rtol=rtol, atol=atol, method="dopri5", options=inside(times))
+    try:
+        with torch.no_grad():
+            found = odeint(field, begin, times, rtol=rtol, atol=atol, method="dopri5", options=inside(times))
+    except AssertionError as error:  # torchdiffeq's word for steps that have become too small
+        raise ValueError(
+            f"start and end must leave out times where the velocity is infinite; the solver says {error}"
+        ) from error
     x1, gained = (v[-1] for v in found)
     b = path.b(times[1:])
     dims = x0[0].numel()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from course_lib.data import require_images
 from course_lib.diffusion.path import Path, Tabulated, per_sample
-from course_lib.diffusion.sample import Net, posterior_deviation, predict
+from course_lib.diffusion.sample import Net, at_least_float32, posterior_deviation, predict
 from course_lib.diffusion.targets import Pair, coefficients, combine
 
 Times = Callable[[Tensor], Tensor]  # from uniform numbers (B,) in (0, 1) to times (B,)
@@ -56,6 +56,8 @@ def bound(T: int) -> Weight:
     """
 
     def weight(path: Path, t: Tensor) -> Tensor:
+        if not isinstance(path, Tabulated) or path.T != T:
+            raise ValueError(f"path must be a table of {T} steps, those of this weight")
         t = t.clamp(min=2 / T)
         s = ((t * T).round() - 1) / T
         # the two means differ by a factor times the error of ε: q(x_s | x_t, x0) has a(s) x0 + c ε
@@ -93,7 +95,7 @@ def regression(
             raise ValueError(
                 f"model must return the shape of x0, {tuple(want.shape)}; got {tuple(out.shape)}"
             )
-        errors = (out.float() - want).square().flatten(1).mean(1)  # (B,)
+        errors = (out.to(want.dtype) - want).square().flatten(1).mean(1)  # (B,)
         return (weight(path, t) * errors).mean()
 
     return loss
@@ -133,6 +135,9 @@ def variational_bound(
         generator: of the noise.
     """
     require_images("x0", x0)
+    x0 = at_least_float32(x0)
+    if not isinstance(path, Tabulated):
+        raise ValueError("path must be a table: the bound is a sum over its steps")
     if type(levels) is not int or levels < 2:
         raise ValueError(f"levels must be an integer of at least 2; got {levels!r}")
     B, dims = len(x0), x0[0].numel()

@@ -47,6 +47,8 @@ class MixtureOracle(Oracle):
 
     def at(self, t: float) -> GaussianMixture:
         """The density of :math:`x_t` at one time, in (0, 1]."""
+        if not 0 <= t <= 1:
+            raise ValueError(f"t must lie in [0, 1]; got {t}")
         time = torch.tensor([t], dtype=self.mixture.means.dtype, device=self.mixture.means.device)
         a, b = self.path.a(time), self.path.b(time)
         covariances = a**2 * self.mixture.covariances
@@ -77,6 +79,8 @@ class MixtureOracle(Oracle):
 
     def _by_time(self, xt: Tensor, t: Tensor, value) -> Tensor:
         """Samplers use one time for all samples; in general go through the times that occur."""
+        if xt.ndim != 2 or xt.shape[1] != self.mixture.means.shape[1]:
+            raise ValueError(f"xt must have shape (B, {self.mixture.means.shape[1]}); got {tuple(xt.shape)}")
         per_sample(t, xt)
         out = torch.empty_like(xt)
         for time in t.unique():

@@ -83,6 +83,10 @@ class VP(Path):
     def b(self, t: Tensor) -> Tensor:
         return (-torch.expm1(2 * self._log_a(t))).sqrt()  # no digits are lost near t = 0
 
+    def diffusion(self, t: Tensor) -> Tensor:
+        r""":math:`g = \sqrt{\beta}`, also at t = 0, where the general formula is 0·∞."""
+        return self.beta(t).sqrt()
+
     def da(self, t: Tensor) -> Tensor:
         return -0.5 * self.beta(t) * self.a(t)
 
@@ -139,6 +143,10 @@ class VE(Path):
 
     def b(self, t: Tensor) -> Tensor:
         return self.sigma_min * torch.expm1(2 * self.rate * t).sqrt()
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        r""":math:`g^2 = (b^2)'`, also at t = 0, where the general formula is 0·∞."""
+        return self.sigma_min * math.sqrt(2 * self.rate) * torch.exp(self.rate * t)
 
     def da(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)

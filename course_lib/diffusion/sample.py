@@ -61,6 +61,8 @@ def step(
     ``eta=0`` is DDIM, and on the linear path Euler's method; ``eta=1`` is DDPM's step with the variance
     :math:`\tilde\beta_t`. Steps towards noise, s > t, take ``eta=0``.
     """
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta must be at least 0 and finite; got {eta!r}")
     t, s = per_sample(t, pair.x0), per_sample(s, pair.x0)
     mean, deviation = path.a(s) * pair.x0, path.b(s)
     if eta == 0:
@@ -168,12 +170,16 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def evaluate(net: Net, x: Tensor, t: Tensor) -> Tensor:
     """What the network returns, refused where it is no array like x or not finite."""
-    out = net(x, t.to(x.dtype))
+    return require_output("net", net(x, t.to(x.dtype)), x, f" at t = {t[0].item():g}")
+
+
+def require_output(name: str, out: Tensor, x: Tensor, where: str = "") -> Tensor:
+    """What a callable returned, in the type of x."""
     if not isinstance(out, Tensor) or out.shape != x.shape:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"net must return the shape of x, {tuple(x.shape)}; got {got}")
+        raise ValueError(f"{name} must return the shape of x, {tuple(x.shape)}; got {got}")
     if not torch.isfinite(out).all():
-        raise ValueError(f"net returned NaN or infinity at t = {t[0].item():g}")
+        raise ValueError(f"{name} returned NaN or infinity{where}")
     return out.to(x.dtype)
 
 
@@ -182,9 +188,12 @@ def predict(net: Net, path: Path, target: str, x: Tensor, t: Tensor, clip: float
     pair = split(path, target, evaluate(net, x, t), x, t)
     if clip is None:
         return pair
+    if not 0 < clip < math.inf:
+        raise ValueError(f"clip must be positive and finite, or None; got {clip!r}")
     x0 = pair.x0.clamp(-clip, clip)
-    at = per_sample(t, x)
-    return Pair(x0, (x - path.a(at) * x0) / path.b(at))
+    a, b = path.a(per_sample(t, x)), path.b(per_sample(t, x))
+    consistent = (x - a * x0) / torch.where(b > 0, b, 1.0)
+    return Pair(x0, torch.where(b > 0, consistent, pair.eps))  # where b = 0, x says nothing of the noise
 
 
 def velocity(net: Net, path: Path, target: str, x: Tensor, t: Tensor) -> Tensor:

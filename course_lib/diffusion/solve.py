@@ -18,6 +18,7 @@ from course_lib.diffusion.sample import (
     noise_like,
     predict,
     require_grid,
+    require_output,
     velocity,
     walk,
 )
@@ -126,8 +127,10 @@ def _reverse_step(
     net: Net, path: Path, target: str, x: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
 ) -> Tensor:
     at, size = per_sample(t, x), (t - s)[0].item()
-    g = path.diffusion(at)
-    mean = x - size * (path.drift(at) * x - g**2 * score(net, path, target, x, t))
+    f, g = path.drift(at), path.diffusion(at)
+    if not (torch.isfinite(f) & torch.isfinite(g)).all():
+        raise ValueError(f"times: the SDE of this path is infinite at t = {t[0].item():g}; begin below")
+    mean = x - size * (f * x - g**2 * score(net, path, target, x, t))
     return mean if (s == 0).all() else mean + g * math.sqrt(size) * noise_like(x, generator)
 
 
@@ -156,7 +159,7 @@ def langevin(
     x = at_least_float32(x)
     states = [x]
     for _ in range(steps):
-        x = x + size * score(x) + math.sqrt(2 * size) * noise_like(x, generator)
+        x = x + size * require_output("score", score(x), x) + math.sqrt(2 * size) * noise_like(x, generator)
         if trajectory:
             states.append(x)
     return torch.stack(states) if trajectory else x
@@ -179,6 +182,8 @@ def annealed_langevin(
     At each of `times`, all above 0, it takes `steps` steps of length :math:`h = \text{size} \cdot b(t)^2`.
     """
     require_grid(times, falling=True)
+    if times[-1] == 0:
+        raise ValueError("times must be above 0: without noise there is no score to follow")
     x = at_least_float32(x)
     for time in times.tolist():
         t = torch.full((len(x),), time, dtype=torch.float64).to(x)
@@ -202,8 +207,8 @@ def predictor_corrector(
 ) -> Tensor:
     r"""A step of the reverse SDE, then Langevin steps at the new time (Song et al., 2021, algorithm 1).
 
-    A Langevin step has :math:`h = (\text{snr}\, \lVert z \rVert / \lVert s \rVert)^2`, norms averaged over
-    the batch (their algorithms 4 and 5, with their :math:`\epsilon = 2h` and :math:`\alpha = 1`).
+    A Langevin step has :math:`h = 2\,(\text{snr}\, \lVert z \rVert / \lVert s \rVert)^2`, norms averaged over
+    the batch (their algorithms 4 and 5, with :math:`\alpha = 1`).
     """
     if not 0 < snr < math.inf or type(corrections) is not int or corrections < 0:
         raise ValueError(f"snr must be positive and corrections at least 0; got {snr!r}, {corrections!r}")
@@ -213,7 +218,7 @@ def predictor_corrector(
         x = _reverse_step(net, path, target, x, t, s, generator)
         for _ in range(corrections if (s > 0).all() else 0):
             slope, noise = score(net, path, target, x, s), noise_like(x, generator)
-            h = (snr * length(noise) / length(slope)) ** 2
+            h = 2 * (snr * length(noise) / length(slope)) ** 2
             x = x + h * slope + torch.sqrt(2 * h) * noise
         return x
 

@@ -1,7 +1,8 @@
 r"""A small U-Net ``net(x, t, y)``: an image to an image of the same size, given a time and maybe a class.
 
-Down: at each level residual blocks, then half the size. Up: twice the size, and what the way down knew at
-that size is put beside it. The time, and the class, shift and scale the channels in every block.
+Down: at each level residual blocks, then half the size. Up: as many blocks, each with what its partner on the
+way down knew put beside its input, then twice the size. The time, and the class, scale and shift the channels
+in every block. Four blocks are in the middle: there the image is smallest, and a weight costs the least time.
 """
 
 import torch
@@ -58,9 +59,9 @@ class UNet(nn.Module):
 
     Args:
         channels: C.
-        width: channels at full size, a multiple of 8; a level has `width` times its entry of `levels`.
+        width: channels, a multiple of 8 (16 is faster); a level has `width` times its entry of `levels`.
         levels: one entry a level; each but the first has half the size of the one before.
-        blocks: residual blocks a level on the way down; one more on the way up.
+        blocks: residual blocks a level on the way down, and as many on the way up.
         classes: 0, or how many labels y the network takes. Label ``classes`` means "no label", for guidance.
     """
 
@@ -90,36 +91,36 @@ class UNet(nn.Module):
         self.first = nn.Conv2d(channels, width, 3, padding=1)
 
         widths = [width * m for m in levels]
-        self.down, self.up, known, now = nn.ModuleList(), nn.ModuleList(), [width], width
+        self.down, self.up, now = nn.ModuleList(), nn.ModuleList(), width
         for level, wide in enumerate(widths):
+            if level:
+                self.down.append(nn.Conv2d(now, now, 3, stride=2, padding=1))  # half the size
             for _ in range(blocks):
                 self.down.append(Block(now, wide, size))
                 now = wide
-                known.append(now)
-            if level + 1 < len(widths):
-                self.down.append(nn.Conv2d(now, now, 3, stride=2, padding=1))  # half the size
-                known.append(now)
-        self.middle = nn.ModuleList([Block(now, now, size), Attention(now), Block(now, now, size)])
+        middle = [Block(now, now, size) for _ in range(4)]
+        self.middle = nn.ModuleList([*middle[:2], Attention(now), *middle[2:]])
         for level, wide in reversed(list(enumerate(widths))):
-            for _ in range(blocks + 1):
-                self.up.append(Block(now + known.pop(), wide, size))
-                now = wide
-            if level:
-                self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(now, now, 3, padding=1)))
+            for _ in range(blocks):
+                self.up.append(Block(2 * wide, wide, size))
+            if level:  # twice the size; after it the convolution would cost four times as much
+                narrow = nn.Conv2d(wide, widths[level - 1], 3, padding=1)
+                self.up.append(nn.Sequential(narrow, nn.Upsample(scale_factor=2)))
         self.last = nn.Sequential(
-            nn.GroupNorm(GROUPS, now), nn.SiLU(), nn.Conv2d(now, channels, 3, padding=1)
+            nn.GroupNorm(GROUPS, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1)
         )
         nn.init.zeros_(self.last[-1].weight)
+        nn.init.zeros_(self.last[-1].bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict from x (B, C, H, W), t (B,) and, with classes, y (B,), for all without a label if None."""
         self._require(x, t, y)
         embedding = F.silu(self.time(t.to(x.dtype)) if self.label is None else self._with_label(t, x, y))
-        x = self.first(x)
-        known = [x]
+        x, known = self.first(x), []
         for layer in self.down:
             x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
-            known.append(x)
+            if isinstance(layer, Block):
+                known.append(x)
         for layer in self.middle:
             x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
         for layer in self.up:
