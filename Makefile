@@ -52,8 +52,7 @@ lock: $(READY) ## Pin in requirements.txt all versions, within pyproject.toml's 
 		-o requirements.txt
 
 bench: $(READY) ## Measure the speed of the library beside others'
-	@$(BIN)/python -c "import vector_quantize_pytorch" 2> /dev/null || \
-		$(BIN)/pip install --quiet "vector-quantize-pytorch>=1.32,<2"
+	$(BIN)/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean: ## Remove all that was made, but .venv and downloaded data

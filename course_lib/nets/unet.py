@@ -1,7 +1,7 @@
 r"""A small U-Net ``net(x, t, y)``: an image to an image of the same size, given a time and maybe a class.
 
 Down: at each level residual blocks, then half the size. Up: as many blocks, each with what its partner on the
-way down knew put beside its input, then twice the size. The time, and the class, scale and shift the channels
+way down gave added to its input, then twice the size. The time, and the class, scale and shift the channels
 in every block. Four blocks are in the middle: there the image is smallest, and a weight costs the least time.
 """
 
@@ -102,7 +102,7 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList([*middle[:2], Attention(now), *middle[2:]])
         for level, wide in reversed(list(enumerate(widths))):
             for _ in range(blocks):
-                self.up.append(Block(2 * wide, wide, size))
+                self.up.append(Block(wide, wide, size))
             if level:  # twice the size; after it the convolution would cost four times as much
                 narrow = nn.Conv2d(wide, widths[level - 1], 3, padding=1)
                 self.up.append(nn.Sequential(narrow, nn.Upsample(scale_factor=2)))
@@ -124,7 +124,7 @@ class UNet(nn.Module):
         for layer in self.middle:
             x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
         for layer in self.up:
-            x = layer(torch.cat([x, known.pop()], 1), embedding) if isinstance(layer, Block) else layer(x)
+            x = layer(x + known.pop(), embedding) if isinstance(layer, Block) else layer(x)
         return self.last(x)
 
     def _with_label(self, t: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
