@@ -118,12 +118,12 @@ def reverse_sde(
     """
 
     def move(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return _reverse_step(net, path, target, x, t, s, generator)
+        return reverse_step(net, path, target, x, t, s, generator)
 
     return walk(move, x, times, falling=True, trajectory=trajectory, progress=progress)
 
 
-def _reverse_step(
+def reverse_step(
     net: Net, path: Path, target: str, x: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
 ) -> Tensor:
     at, size = per_sample(t, x), (t - s)[0].item()
@@ -215,7 +215,7 @@ def predictor_corrector(
     length = lambda v: v.flatten(1).norm(dim=1).mean()
 
     def move(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        x = _reverse_step(net, path, target, x, t, s, generator)
+        x = reverse_step(net, path, target, x, t, s, generator)
         for _ in range(corrections if (s > 0).all() else 0):
             slope, noise = score(net, path, target, x, s), noise_like(x, generator)
             h = 2 * (snr * length(noise) / length(slope)) ** 2
