@@ -1,8 +1,8 @@
 r"""A small classifier of the digits: its last hidden layer is the feature space in which digits are compared.
 
 `load` returns the network as the course trained it, from weights that come with the package. It knows 358 of
-the 360 test digits (99.4%, with a standard error of 0.4%); other seeds lead to 358 or 359. This command trains
-it again from its seed, about 10 seconds on one core, writes the weights and says how many it knows:
+the 360 test digits (99.4%, with a standard error of 0.4%); other seeds lead to 358 or 359. This command
+trains it again from its seed, about 10 seconds on one core, writes the weights and says how many it knows:
 
     make classifier
 

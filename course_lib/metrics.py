@@ -165,9 +165,10 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> PrecisionReca
     set. Precision is the share of samples in the support of the data, recall the share of data in the support
     of the samples (Kynkäänniemi et al., 2019, eqs. 1 and 2; there k = 3 and N = M = 50,000).
 
-    For equal distributions neither tends to 1: on a line both tend to 1 − 4⁻ᵏ. For different ones both tend
-    to fall as sets grow and the balls shrink: compare values of equal N and M only. The standard error is at
-    least that of a share, :math:`\sqrt{p (1 - p) / M}`.
+    They see supports, not densities: as N grows, precision tends to the share of samples that lie where data
+    have a density at all, times a factor below 1, which is 1 − 4⁻ᵏ on a line. From below or from above:
+    compare values of equal N and M only. The standard error is at least that of a share of M,
+    :math:`\sqrt{p (1 - p) / M}`.
 
     Raises:
         ValueError: features do not fit, or a set has not more than k rows.
