@@ -92,7 +92,7 @@ def test_costs_lose_no_digits_far_from_the_origin():
 
 
 @every_seed
-@pytest.mark.parametrize("reg", [0.2, 0.5, 5.0])
+@pytest.mark.parametrize("reg", [0.5, 1.0, 5.0])
 def test_rows_and_columns_have_the_right_mass(seed, reg):
     x0, eps = batches(seed, 30, 2)
     plan = sinkhorn(x0, eps, reg=reg, tolerance=1e-6)
