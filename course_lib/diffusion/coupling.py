@@ -16,8 +16,7 @@ from torch import Tensor
 def optimal(x0: Tensor, eps: Tensor) -> Tensor:
     r"""The noise in the order that makes :math:`\sum_i \lVert x_{0,i} - \varepsilon_i \rVert^2` least.
 
-    Exact optimal transport between the points of a batch (Tong et al., 2024, section 3.2; Pooladian et al.,
-    2023).
+    Exact optimal transport between the points of a batch (Tong et al., 2024; Pooladian et al., 2023).
 
     Args:
         x0: data (B, …).
@@ -88,7 +87,7 @@ def straightness(trajectory: Tensor, times: Tensor) -> Tensor:
     .. math:: \int \lVert \bar u - \dot x_t \rVert^2\, dt, \qquad
         \bar u = \frac{x_{\text{end}} - x_{\text{start}}}{t_{\text{end}} - t_{\text{start}}} ,
 
-    for the polygon through the states; averaged over samples it is S of Liu et al. (2023), section 3.2.
+    for the polygon through the states; averaged over samples it is S of Liu et al. (2023).
 
     Args:
         trajectory: states (S + 1, B, …), as a sampler returns them.
