@@ -52,6 +52,18 @@ def _bends(states: Tensor, times: Tensor) -> Tensor:
     return total - (states[0] - states[-1]).square().sum(1) / span
 
 
+def _speeds(states: Tensor, times: Tensor) -> Tensor:
+    return states.diff(dim=0) / times.diff().view(-1, 1, 1)
+
+
+def _mean(states: Tensor, times: Tensor) -> Tensor:
+    return (states[-1] - states[0]) / (times[-1] - times[0])
+
+
+def _integral(away: Tensor, times: Tensor) -> Tensor:
+    return (away.square() * times.diff().abs().view(-1, 1, 1)).sum((0, 2))
+
+
 EXERCISES = {
     "08-velocity": Exercise(
         reference=_velocity,
@@ -106,13 +118,10 @@ EXERCISES = {
         ],
         mistakes={
             "counted all steps alike, however long": lambda states, times: (
-                (states.diff(dim=0) / times.diff().view(-1, 1, 1) - _mean(states, times)).square().sum(2).mean(0)
+                (_speeds(states, times) - _mean(states, times)).square().sum(2).mean(0)
             ),
             "forgotten to divide by the time between the first and the last state": lambda states, times: (
-                (
-                    (states.diff(dim=0) / times.diff().view(-1, 1, 1) + (states[0] - states[-1])).square()
-                    * times.diff().abs().view(-1, 1, 1)
-                ).sum((0, 2))
+                _integral(_speeds(states, times) - (states[-1] - states[0]), times)
             ),
             "averaged over the coordinates, not summed": lambda states, times: (
                 _bends(states, times) / states.shape[2]
@@ -123,7 +132,3 @@ EXERCISES = {
         },
     ),
 }
-
-
-def _mean(states: Tensor, times: Tensor) -> Tensor:
-    return (states[-1] - states[0]) / (times[-1] - times[0])
