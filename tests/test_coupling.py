@@ -310,7 +310,15 @@ def test_straight_pairs_are_learned_exactly(seed):
 GOOD = torch.zeros(3, 2)
 
 
-@pytest.mark.parametrize("function", [optimal, wasserstein, lambda x, y: sinkhorn(x, y, reg=1.0)])
+@pytest.mark.parametrize(
+    "function, first, second",
+    [
+        (optimal, "x0", "eps"),
+        (lambda x, y: sinkhorn(x, y, reg=1.0), "x0", "eps"),
+        (wasserstein, "x", "y"),
+    ],
+    ids=["optimal", "sinkhorn", "wasserstein"],
+)
 @pytest.mark.parametrize("x, y, match", [
     (GOOD, torch.zeros(4, 2), r"eps must have the shape of x0, \(3, 2\); got \(4, 2\)"),
     (GOOD, torch.zeros(3, 3), "eps must have the shape of x0"),
@@ -321,8 +329,8 @@ GOOD = torch.zeros(3, 2)
     (GOOD * math.nan, GOOD, "x0 must be finite"),
     (GOOD, GOOD + math.inf, "eps must be finite"),
 ])  # fmt: skip
-def test_bad_batches(function, x, y, match):
-    with pytest.raises(ValueError, match=match):
+def test_bad_batches(function, first, second, x, y, match):
+    with pytest.raises(ValueError, match="^" + match.replace("x0", first).replace("eps", second)):
         function(x, y)
 
 

@@ -76,7 +76,7 @@ def pick(plan: Tensor, eps: Tensor, *, generator: torch.Generator | None = None)
 @torch.no_grad()
 def wasserstein(x: Tensor, y: Tensor) -> float:
     r"""The distance :math:`W_2` between two sets of equally many points (B, …), exact, by assignment."""
-    cost = costs(x, y).numpy()
+    cost = costs(x, y, names=("x", "y")).numpy()
     return math.sqrt(cost[linear_sum_assignment(cost)].mean())
 
 
@@ -107,14 +107,19 @@ def straightness(trajectory: Tensor, times: Tensor) -> Tensor:
     return ((speeds - mean).square().sum(2) * gaps.abs()).sum(0)
 
 
-def costs(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distances between two batches of one shape (B, …): (B, B), float64, on the processor."""
-    for name, value in (("x0", x), ("eps", y)):
+def costs(x: Tensor, y: Tensor, *, names: tuple[str, str] = ("x0", "eps")) -> Tensor:
+    """Squared distances between two batches of one shape (B, …): (B, B), float64, on the processor.
+
+    `names` are what the caller calls them, for the errors.
+    """
+    for name, value in zip(names, (x, y), strict=True):
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim < 2 or not len(value):
             raise ValueError(f"{name} must be a floating-point tensor (B, …) with B at least 1")
         if not torch.isfinite(value).all():
             raise ValueError(f"{name} must be finite; it holds NaN or infinity")
     if x.shape != y.shape:
-        raise ValueError(f"eps must have the shape of x0, {tuple(x.shape)}; got {tuple(y.shape)}")
+        raise ValueError(
+            f"{names[1]} must have the shape of {names[0]}, {tuple(x.shape)}; got {tuple(y.shape)}"
+        )
     x, y = (v.flatten(1).cpu().double() for v in (x, y))
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()  # no digits cancel
