@@ -8,6 +8,7 @@ from torchdiffeq import odeint
 
 from course_lib.diffusion.path import Path
 from course_lib.diffusion.sample import Net, at_least_float32, velocity
+from course_lib.diffusion.scorematching import along, divergence
 from course_lib.diffusion.solve import inside
 
 
@@ -53,8 +54,11 @@ def log_likelihood(
         with torch.enable_grad():
             x = state[0].detach().requires_grad_()
             u = velocity(net, path, target, x, t.expand(len(x)))
-            divergence = _exact_divergence(u, x) if not signs else _estimated_divergence(u, x, signs)
-        return u.detach(), divergence.detach()
+            if signs:
+                gain = torch.stack([along(u, x, v) for v in signs]).mean(0)
+            else:
+                gain = divergence(u, x)
+        return u.detach(), gain.detach()
 
     times = torch.tensor([start, end], dtype=x0.dtype, device=x0.device)
     begin = (x0, x0.new_zeros(len(x0)))
@@ -70,24 +74,6 @@ def log_likelihood(
     dims = x0[0].numel()
     at_end = -(x1 / b).square().flatten(1).sum(1) / 2 - dims * (math.log(2 * math.pi) / 2 + b.log())
     return at_end + gained
-
-
-def _exact_divergence(u: Tensor, x: Tensor) -> Tensor:
-    """The sum of the Jacobian's diagonal, (B,): one gradient for each value of a sample."""
-    flat = u.flatten(1)  # (B, D)
-    diagonal = [
-        torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)[0].flatten(1)[:, i]
-        for i in range(flat.shape[1])
-    ]
-    return torch.stack(diagonal).sum(0)
-
-
-def _estimated_divergence(u: Tensor, x: Tensor, signs: list[Tensor]) -> Tensor:
-    r"""Hutchinson's :math:`\mathbb E[v^\top J v]` with random signs v, (B,)."""
-    draws = [
-        (torch.autograd.grad((u * v).sum(), x, retain_graph=True)[0] * v).flatten(1).sum(1) for v in signs
-    ]
-    return torch.stack(draws).mean(0)
 
 
 def _signs(x: Tensor, generator: torch.Generator | None) -> Tensor:
