@@ -13,13 +13,6 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def _velocity(x: Tensor, x0: Tensor, a: float, b: float, da: float, db: float) -> Tensor:
-    """By solving for data and noise along the curve, a little later."""
-    h = 1e-3
-    later = (a + h * da) * x0 + (b + h * db) * (x - a * x0) / b
-    return (later - x) / h
-
-
 def _ours(u: Callable[[Tensor, float], Tensor], x: Tensor, steps: int) -> Tensor:
     """Euler's method in our own time, from 1 to 0."""
     for t in torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1].tolist():
@@ -35,12 +28,6 @@ def _paper(sign: float, flip: bool, shift: int = 0) -> Callable[..., Tensor]:
         return x
 
     return answer
-
-
-def _columns(C: Tensor, f: Tensor, kappa: float) -> Tensor:
-    """Without logarithms: what makes the sums of the columns 1/B."""
-    sums = torch.exp((f[:, None] - C) / kappa).sum(0)
-    return -kappa * torch.log(len(C) * sums)
 
 
 def _bends(states: Tensor, times: Tensor) -> Tensor:
@@ -65,20 +52,6 @@ def _integral(away: Tensor, times: Tensor) -> Tensor:
 
 
 EXERCISES = {
-    "08-velocity": Exercise(
-        reference=_velocity,
-        cases=lambda: [
-            (_random(4, 2), _random(4, 2, seed=1), 0.6, 0.8, -1.2, 0.9),
-            (_random(3, 1, seed=2), _random(3, 1), 0.9, 0.3, -0.5, 1.5),
-        ],
-        mistakes={
-            "forgotten to divide the noise by b": lambda x, x0, a, b, da, db: da * x0 + db * (x - a * x0),
-            "taken x for the noise": lambda x, x0, a, b, da, db: da * x0 + db * x,
-            "left out the signal a in the noise": lambda x, x0, a, b, da, db: da * x0 + db * (x - x0) / b,
-            "left out the part of the data": lambda x, x0, a, b, da, db: db / b * (x - a * x0),
-            "the sign of the papers, whose time runs the other way": lambda *args: -_velocity(*args),
-        },
-    ),
     "08-paper": Exercise(
         reference=_ours,
         cases=lambda: [
@@ -90,24 +63,6 @@ EXERCISES = {
             "forgotten to turn the time": _paper(-1.0, False),
             "forgotten both the sign and the time": _paper(1.0, False),
             "taken the velocity at the end of a step": _paper(-1.0, True, shift=1),
-        },
-    ),
-    "08-sinkhorn": Exercise(
-        reference=_columns,
-        cases=lambda: [
-            (_random(4, 4).abs(), _random(4, seed=1), 0.7),
-            (_random(6, 6, seed=2).abs(), _random(6, seed=3), 0.2),
-        ],
-        mistakes={
-            "summed over the columns, not the rows": lambda C, f, k: (
-                -k * (math.log(len(C)) + torch.logsumexp((f[:, None] - C) / k, 1))
-            ),
-            "given f to the columns": lambda C, f, k: (
-                -k * (math.log(len(C)) + torch.logsumexp((f - C) / k, 0))
-            ),
-            "forgotten the mass 1/B": lambda C, f, k: -k * torch.logsumexp((f[:, None] - C) / k, 0),
-            "forgotten the factor κ": lambda C, f, k: _columns(C, f, k) / k,
-            "the wrong sign": lambda C, f, k: -_columns(C, f, k),
         },
     ),
     "08-straight": Exercise(
