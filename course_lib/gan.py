@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -144,6 +144,9 @@ def train_gan(
         done = load(Path(checkpoint), state, config, accelerator)
     for tensor in (*generator.parameters(), *discriminator.parameters()):
         tensor.data.copy_(broadcast(tensor.data))  # all processes begin with the first one's weights
+    weights = [list(network.parameters()) for network in (generator, discriminator)]
+    # Gradients are averaged by hand: networks wrapped for several processes admit one backward pass a step.
+    mean = lambda value: accelerator.reduce(value, "mean") if accelerator.num_processes > 1 else value
     begin = time.perf_counter()
     for step in range(done + 1, config.steps + 1):
         latents = [here(z[part]) for z in noise(config, step, draws + 1)]
@@ -154,37 +157,35 @@ def train_gan(
             if fake.shape != real.shape:
                 raise ValueError(f"generator must make points {tuple(real.shape)}; got {tuple(fake.shape)}")
             value, whole = discriminator_step(discriminator, loss, real, fake, *given, penalty=penalty)
-            _descend("discriminator", discriminator, whole, optimizers[1], step, accelerator)
+            _descend("discriminator", weights[1], whole, optimizers[1], step, mean)
         cheat = loss.generator(discriminator(generator(latents[-1], *given), *given))
-        _descend("generator", generator, cheat, optimizers[0], step, accelerator)
+        _descend("generator", weights[0], cheat, optimizers[0], step, mean)
         if ema is not None:
             ema.update_parameters(generator)
         last = step == config.steps
         if checkpoint is not None and (last or (config.save_every and step % config.save_every == 0)):
             save(Path(checkpoint), state, config, step, accelerator)
-        means = [accelerator.reduce(v.detach(), reduction="mean").item() for v in (value, cheat)]
-        yield GANStep(step, *means, time.perf_counter() - begin)
+        losses = [mean(v.detach()).item() for v in (value, cheat)]
+        yield GANStep(step, *losses, time.perf_counter() - begin)
 
 
 def _descend(
     name: str,
-    network: nn.Module,
+    weights: list[Tensor],
     value: Tensor,
     optimizer: torch.optim.Optimizer,
     step: int,
-    accelerator: Accelerator,
+    mean: Callable[[Any], Any],
 ) -> None:
     """A step of one network down a loss. The other's weights get no gradient."""
-    parameters = list(network.parameters())
-    # The mean over the processes is taken by hand: wrapped networks admit one backward pass a step.
-    gradients = accelerator.reduce(torch.autograd.grad(value, parameters), reduction="mean")
-    mean = accelerator.reduce(value.detach(), reduction="mean").item()
+    gradients = mean(torch.autograd.grad(value, weights))
+    loss = mean(value.detach()).item()
     finite = nn.utils.get_total_norm(gradients).isfinite().item()
-    if not (math.isfinite(mean) and finite):
+    if not (math.isfinite(loss) and finite):
         raise FloatingPointError(
-            f"training diverged: at step {step} the {name}'s loss is {mean:g} and its gradient "
+            f"training diverged: at step {step} the {name}'s loss is {loss:g} and its gradient "
             f"{'finite' if finite else 'not finite'}; its step was not taken"
         )
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
     optimizer.step()

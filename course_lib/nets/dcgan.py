@@ -35,6 +35,8 @@ class DCGenerator(nn.Module):
         _require(levels, size, channels=channels, latent=latent, width=width)
         self.latent, self.start = latent, (width * 2 ** (levels - 1), size // 2**levels)
         self.embed = nn.Embedding(classes, latent) if classes else None
+        if self.embed is not None:
+            nn.init.normal_(self.embed.weight, std=0.2)  # or labels outweigh the noise: one image a class
         wide, side = self.start
         entries = latent * (2 if classes else 1)
         self.first = nn.Sequential(
