@@ -81,7 +81,7 @@ def noise(config: GANConfig, step: int, count: int) -> list[Tensor]:
     return [torch.randn(config.batch_size, config.latent, generator=generator) for _ in range(count)]
 
 
-def discriminator_step(
+def discriminator_losses(
     discriminator: nn.Module,
     loss: GANLoss,
     real: Tensor,
@@ -156,7 +156,7 @@ def train_gan(
                 fake = generator(latents[turn], *given)
             if fake.shape != real.shape:
                 raise ValueError(f"generator must make points {tuple(real.shape)}; got {tuple(fake.shape)}")
-            value, whole = discriminator_step(discriminator, loss, real, fake, *given, penalty=penalty)
+            value, whole = discriminator_losses(discriminator, loss, real, fake, *given, penalty=penalty)
             _descend("discriminator", weights[1], whole, optimizers[1], step, mean)
         cheat = loss.generator(discriminator(generator(latents[-1], *given), *given))
         _descend("generator", weights[0], cheat, optimizers[0], step, mean)
