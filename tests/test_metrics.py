@@ -362,6 +362,7 @@ def test_extract_goes_batch_by_batch():
     images = torch.arange(40.0).view(10, 1, 2, 2)
     got = extract(features, images, batch=4)
     assert torch.equal(got, images.flatten(1)) and sizes == [4, 4, 2]
+    assert not got.requires_grad
     with pytest.raises(ValueError, match=r"features must map 10 images to \(10, D\); got \(10, 1, 2, 2\)"):
         extract(lambda x: x, images)
     with pytest.raises(ValueError, match="batch must be an integer of at least 1; got 0"):
