@@ -123,7 +123,7 @@ def train_gan(
     Raises:
         ValueError: the data are empty, shapes or sizes do not fit, or the checkpoint cannot be
             read or belongs to another model or configuration; the file is left as it was.
-        FloatingPointError: training diverged: a loss or a gradient is not finite. The message says at which
+        FloatingPointError: training diverged: a loss or a gradient's norm is not finite. The message says at which
             step and in which network; that network and the checkpoint do not take it up.
     """
     accelerator = Accelerator(mixed_precision="no")
@@ -180,11 +180,11 @@ def _descend(
     """A step of one network down a loss. The other's weights get no gradient."""
     gradients = mean(torch.autograd.grad(value, weights))
     loss = mean(value.detach()).item()
-    finite = nn.utils.get_total_norm(gradients).isfinite().item()
-    if not (math.isfinite(loss) and finite):
+    norm = nn.utils.get_total_norm(gradients).item()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
         raise FloatingPointError(
-            f"training diverged: at step {step} the {name}'s loss is {loss:g} and its gradient "
-            f"{'finite' if finite else 'not finite'}; its step was not taken"
+            f"training diverged: at step {step} the {name}'s loss is {loss:g} and its gradient's norm "
+            f"{norm:g}; its step was not taken"
         )
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.grad = gradient
