@@ -123,8 +123,8 @@ def train_gan(
     Raises:
         ValueError: the data are empty, shapes or sizes do not fit, or the checkpoint cannot be
             read or belongs to another model or configuration; the file is left as it was.
-        FloatingPointError: training diverged: a loss or a gradient's norm is not finite. The message says at which
-            step and in which network; that network and the checkpoint do not take it up.
+        FloatingPointError: training diverged: a loss or a gradient's norm is not finite. The message says at
+            which step and in which network; that network and the checkpoint do not take it up.
     """
     accelerator = Accelerator(mixed_precision="no")
     rows = batch_rows(tensors, config, accelerator)
