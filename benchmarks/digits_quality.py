@@ -276,9 +276,8 @@ def main() -> None:
             told = " ".join(f"{d:.1f}" for d in scores)
             print(f"seed {seed}, {name}, {steps} steps: {told}", file=sys.stderr, flush=True)
     shown = lambda values: f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-    print(
-        f"| model | parameters, M | steps | {' | '.join(f'{n} evaluations' for n in EVALUATIONS)} | samplers |"
-    )
+    counts = " | ".join(f"{n} evaluations" for n in EVALUATIONS)
+    print(f"| model | parameters, M | steps | {counts} | samplers |")
     print(f"|:--|--:|--:|{'--:|' * len(EVALUATIONS)}:--|")
     for name, rows in found.items():
         steps, *scores = zip(*rows, strict=True)
