@@ -17,8 +17,9 @@ and prints the distances of 500 samples by every sampler. RATES are the best the
 without coupling). CHOSEN are the best samplers at each number; for the two flows after 60 s, of 1000 samples.
 
 The distance is Fréchet's, of 1000 samples, clamped to [-1, 1], to all 1797 digits; features are the last
-hidden layer (64 values) of a classifier that learned from the training digits before. The floor is that of
-1000 real digits to the other 797. Prints a Markdown table.
+hidden layer (64 values) of a classifier that learned from the training digits before. The last row is that of
+1000 real digits to the other 797: a scale and no bound, since its reference is smaller, and the models
+have learned from most of theirs. Prints a Markdown table.
 """
 
 import math
