@@ -144,6 +144,18 @@ def images(
     figure(drawn, alt)
 
 
+def plane(axes: Axes | np.ndarray, **settings: Any) -> None:
+    """Axes for points of the plane: units of one length, both coordinates named on the outer edges.
+
+    axes: one, or the array of a grid; `settings`, such as ``xlim=(-3, 3)``, go to all of them.
+    """
+    for ax in np.ravel(axes):
+        place = ax.get_subplotspec()
+        ax.set(aspect="equal", **settings)
+        ax.set_xlabel("first coordinate" if place.is_last_row() else "")
+        ax.set_ylabel("second coordinate" if place.is_first_col() else "")
+
+
 def ellipse(ax: Axes, mean: torch.Tensor, covariance: torch.Tensor, **style: Any) -> None:
     """Draw the contour two standard deviations from a 2-D Gaussian's mean.
 

@@ -145,3 +145,16 @@ def test_ellipse_is_two_standard_deviations_out(seed):
 def test_source_is_shown_as_it_stands(shown):
     show.show_source(check.check)
     assert shown[0].data.startswith("```python\ndef check(") and shown[0].data.endswith("```")
+
+
+def test_the_plane_has_equal_units_and_names_on_its_outer_edges():
+    fig, axes = plt.subplots(2, 2)
+    show.plane(axes, xlim=(-3, 1))
+    assert [ax.get_xlabel() for ax in axes.flat] == ["", "", "first coordinate", "first coordinate"]
+    assert [ax.get_ylabel() for ax in axes.flat] == ["second coordinate", "", "second coordinate", ""]
+    assert all(ax.get_aspect() == 1 and ax.get_xlim() == (-3, 1) for ax in axes.flat)
+    plt.close(fig)
+    fig, ax = plt.subplots()
+    show.plane(ax)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("first coordinate", "second coordinate")
+    plt.close(fig)
