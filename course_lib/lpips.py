@@ -24,10 +24,10 @@ def differences(features: Mapping[str, Tensor], others: Mapping[str, Tensor]) ->
 
 
 class LPIPS(nn.Module):
-    r"""The distance :math:`\sum_\ell \frac{1}{M_\ell} \sum_p \sum_c w_{\ell c}\, (\hat f_{pc} - \hat g_{pc})^2`.
+    r"""The distance :math:`\sum_\ell \frac{1}{M_\ell} \sum_p \sum_c w_{\ell c} (\hat f_{pc} - \hat g_{pc})^2`
 
-    The sums go over layers, the layer's M positions and its features; :math:`\hat f_p` and :math:`\hat g_p` are
-    the two images' features there, divided by their lengths.
+    The sums go over layers, the layer's M positions and its features; :math:`\hat f_p`, :math:`\hat g_p`
+    are the two images' features there, divided by their lengths.
 
     This is equation 1 of the paper, with :math:`w` in place of its :math:`w^2`, as in the authors' code.
     Images are (N, 3, H, W) in [-1, 1].

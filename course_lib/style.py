@@ -142,7 +142,7 @@ def transfer(
 
     Args:
         features: an extractor; see `course_lib.features`.
-        style: (1, 3, H, W) in [-1, 1].
+        style: (1, 3, H, W) in [-1, 1], or one for each content.
         content: (N, 3, H', W') in [-1, 1], or ``None`` to synthesize a texture.
         style_layers: layers whose Gram matrices count; ``None`` takes all that the extractor yields.
         content_layers: layers that the content loss compares.
@@ -151,8 +151,8 @@ def transfer(
         stages: 1 works at full size. 3 works at a quarter, then at half, then at full size, and begins
             each with the result of the last, enlarged: large shapes are cheap in small images.
         steps: iterations in each stage.
-        start: (N, 3, H', W'), the first image of the last stage, reduced for the others; ``None`` takes the
-            content, else the style's mean colour with a little noise.
+        start: (N, 3, H', W'), the first image, at full size; ``None`` takes the content, else the style's
+            mean colour with a little noise.
         generator: where the noise comes from.
 
     Raises:

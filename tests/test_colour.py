@@ -73,7 +73,7 @@ def test_with_luminance_changes_luminance_alone():
 
 
 @pytest.mark.parametrize("call, said", [
-    (lambda: colour_map(covariance(0), covariance(1), "pca"), "method must be one of monge, cholesky; got 'pca'"),
+    (lambda: colour_map(covariance(0), covariance(1), "pca"), "method must be.*got 'pca'"),
     (lambda: match_colours(torch.zeros(1, 3, 4, 4), image(0)), "source must vary in every direction"),
     (lambda: match_colours(image(0).repeat(2, 1, 1, 1), image(0)), r"x must have shape \(1, 3, H, W\)"),
     (lambda: match_colours(image(0), image(0)[:, :1]), r"like must have shape \(1, 3, H, W\)"),

@@ -119,7 +119,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def write_weights(cache: Path, weights, net: nn.Sequential) -> dict[str, torch.Tensor]:
-    """A file in torchvision's format: all convolutions under "features.", and a classifier that is left out."""
+    """A file in torchvision's format: convolutions under "features.", and a classifier that is left out."""
     g = torch.Generator().manual_seed(5)
     state = {}
     for name, value in net.state_dict().items():  # a factor and a small tensor repeated: a small file
@@ -158,7 +158,9 @@ def test_average_pooling_replaces_every_maximum(cache):
 
 
 @pytest.mark.parametrize("make, name", [
-    (VGGFeatures, "VGG-19"), (lambda: lpips_backbone("alex"), "AlexNet"), (lambda: lpips_backbone("vgg"), "VGG-16"),
+    (VGGFeatures, "VGG-19"),
+    (lambda: lpips_backbone("alex"), "AlexNet"),
+    (lambda: lpips_backbone("vgg"), "VGG-16"),
 ])  # fmt: skip
 def test_missing_weights_name_the_bundled_default(cache, make, name):
     with pytest.raises(RuntimeError, match=f"the weights of {name} could not.*RandomFeatures"):

@@ -33,13 +33,8 @@ def pair(request):
         package = theirs.LPIPS(net=request.param, pnet_rand=True, verbose=False)
     backbone = lpips_backbone(request.param, pretrained=False)
     wanted = {}
-    for part in (
-        package.net.slice1,
-        package.net.slice2,
-        package.net.slice3,
-        package.net.slice4,
-        package.net.slice5,
-    ):
+    for name in ("slice1", "slice2", "slice3", "slice4", "slice5"):
+        part = getattr(package.net, name)
         wanted |= {k: v for k, v in part.state_dict().items()}  # numbered as in torchvision's chain
     backbone.net.load_state_dict(wanted)
     return package, LPIPS(backbone, read_weights(published(request.param)))
@@ -56,7 +51,6 @@ def test_agrees_with_the_authors_package(pair):
 
 
 def test_gradients_agree_with_the_authors_package(pair):
-    package, ours = pair
     slopes = []
     for distance in pair:
         x = images(1).requires_grad_()

@@ -1,5 +1,7 @@
 """Gram matrices, losses and transfer, against NumPy loops, autograd, SciPy, and bad input."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -80,8 +82,8 @@ def test_total_variation_is_the_mean_length_of_slopes():
     for n, c, h, w in np.ndindex(2, 3, 5, 6):
         right = x[n, c, h, w + 1] - x[n, c, h, w] if w < 5 else 0.0
         below = x[n, c, h + 1, w] - x[n, c, h, w] if h < 4 else 0.0
-        want += np.hypot(right, below) / x.numel()
-    assert total_variation(x, rounding=1e-12).item() == pytest.approx(float(want), rel=1e-9)
+        want += float(np.hypot(float(right), float(below))) / x.numel()
+    assert total_variation(x, rounding=1e-12).item() == pytest.approx(want, rel=1e-9)
     flat = torch.full((1, 3, 4, 4), 0.5, requires_grad=True)
     total_variation(flat).backward()
     assert total_variation(flat) == 0 and torch.isfinite(flat.grad).all()
@@ -116,7 +118,7 @@ def test_optimize_finds_the_minimum_that_scipy_finds():
     want = minimize(lambda v: rosenbrock(torch.tensor(v)).item(), start.numpy(), method="L-BFGS-B", tol=1e-12)
     np.testing.assert_allclose(found[-1].image, want.x, atol=1e-4)
     assert [i.step for i in found] == list(range(1, 61))
-    assert all(b.loss <= a.loss for a, b in zip(found, found[1:], strict=False))
+    assert all(b.loss <= a.loss for a, b in itertools.pairwise(found))
     assert torch.equal(start, torch.tensor([-1.2, 1.0, 0.5], dtype=F64))  # left alone
     for i in found[::10]:
         assert i.loss == pytest.approx(rosenbrock(i.image).item(), rel=1e-12)
@@ -125,8 +127,8 @@ def test_optimize_finds_the_minimum_that_scipy_finds():
 def test_optimize_takes_the_steps_of_one_call_to_pytorch_s():
     start = torch.tensor([-1.2, 1.0, 0.5], dtype=F64)
     x = start.clone().requires_grad_()
-    solver = torch.optim.LBFGS([x], max_iter=12, max_eval=500, history_size=20,
-                               line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0)  # fmt: skip
+    exact = dict(line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0)
+    solver = torch.optim.LBFGS([x], max_iter=12, max_eval=500, history_size=20, **exact)
 
     def closure():
         solver.zero_grad()
