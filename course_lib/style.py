@@ -33,8 +33,8 @@ def gram(features: Tensor) -> Tensor:
 def style_loss(features: Features, targets: Features) -> Tensor:
     r"""How far features are from a style's Gram matrices, relative to these.
 
-    The mean over layers and images of :math:`\lVert \Gamma - \Gamma' \rVert^2 / \lVert \Gamma' \rVert^2`. It is 0
-    where they agree and 1 where all features vanish.
+    The mean over layers and images of :math:`\lVert \Gamma - \Gamma' \rVert^2 / \lVert \Gamma' \rVert^2`. It
+    is 0 where they agree and 1 where all features vanish.
 
     Args:
         features: the image's features (N, C, H, W) by layer.
