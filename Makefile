@@ -4,10 +4,10 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book test run handout checks address lock bench clean
+.PHONY: help book test run handout checks classifier address lock bench clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' Makefile
 
 # Made anew only when what it holds should change.
 $(READY): requirements.txt pyproject.toml
@@ -42,6 +42,9 @@ handout: $(READY) ## Write handout/: chapters without solutions, as notebooks an
 
 checks: $(READY) ## Run notebooks and store their checks' lines: [CHAPTER=04], else all
 	@$(BIN)/python -m tools.checks $(CHAPTER)
+
+classifier: $(READY) ## Train the digit classifier again: course_lib/classifier.pt
+	@$(BIN)/python -m course_lib.classifier
 
 address: $(READY) ## Write _config.yml's repository address into the notebooks' set-up cells
 	@$(BIN)/python -m tools.notebooks

@@ -5,25 +5,20 @@ no loss: both are handed in. A checkpoint holds all that the next step depends o
 """
 
 import dataclasses
-import functools
-import os
-import pickle
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-FORMAT = "course_lib checkpoint 1"
+from course_lib.checkpoint import batch_rows, load, save
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +107,7 @@ def train(
     """
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
-    rows = _rows(tensors, config, accelerator)
+    rows = batch_rows(tensors, config, accelerator)
     memory = torch.channels_last if config.channels_last else torch.preserve_format
     model.to(accelerator.device, memory_format=memory)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -121,7 +116,7 @@ def train(
     state = {"model": model, "optimizer": optimizer} | ({} if ema is None else {"ema": ema})
     done = 0
     if checkpoint is not None and Path(checkpoint).exists():
-        done = _load(Path(checkpoint), state, config, accelerator)
+        done = load(Path(checkpoint), state, config, accelerator)
     wrapped, prepared = accelerator.prepare(torch.compile(model) if config.compile else model, optimizer)
     wrapped.train()
     begin = time.perf_counter()
@@ -152,96 +147,8 @@ def train(
             ema.update_parameters(model)
         last = step == config.steps
         if checkpoint is not None and (last or (config.save_every and step % config.save_every == 0)):
-            _save(Path(checkpoint), state, config, step, accelerator)
+            save(Path(checkpoint), state, config, step, accelerator)
         bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
         bar.update()
         yield Step(step, mean, time.perf_counter() - begin)
     bar.close()
-
-
-def _rows(
-    tensors: Sequence[Tensor], config: TrainConfig, accelerator: Accelerator
-) -> Callable[[int], Tensor]:
-    """This process's rows of a step: a function of the step alone, so that a run can resume anywhere."""
-    if not tensors or any(len(t) != len(tensors[0]) for t in tensors):
-        raise ValueError(f"tensors must have equal lengths; got {[len(t) for t in tensors]}")
-    n, size, parts = len(tensors[0]), config.batch_size, accelerator.num_processes
-    if n < size:
-        raise ValueError(f"tensors must hold at least one batch of {size}; got {n} rows")
-    if size % parts:
-        raise ValueError(f"batch_size must be a multiple of the {parts} processes; got {size}")
-
-    @functools.lru_cache(maxsize=1)
-    def order(epoch: int) -> Tensor:
-        return torch.randperm(n, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch))
-
-    def rows(step: int) -> Tensor:
-        epoch, batch = divmod(step - 1, n // size)
-        return order(epoch)[batch * size : (batch + 1) * size][accelerator.process_index :: parts]
-
-    return rows
-
-
-def _random_states() -> dict[str, Any]:
-    """The states of all random generators, in types that a safe load admits."""
-    name, keys, *rest = np.random.get_state()
-    states = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest)}
-    states["torch"] = torch.get_rng_state()
-    states["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return states
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"].cpu())
-    if torch.cuda.is_available() and states["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in states["cuda"]])
-
-
-def _save(
-    path: Path, state: dict[str, Any], config: TrainConfig, step: int, accelerator: Accelerator
-) -> None:
-    """Write a checkpoint beside the old one, then put it in its place: no moment has none."""
-    randoms = gather_object([_random_states()])
-    if accelerator.is_main_process:
-        whole = {name: part.state_dict() for name, part in state.items()}
-        whole |= {"format": FORMAT, "config": dataclasses.asdict(config), "step": step, "random": randoms}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")  # what a kill leaves is overwritten next time
-        with part.open("wb") as file:
-            torch.save(whole, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    accelerator.wait_for_everyone()
-
-
-def _load(path: Path, state: dict[str, Any], config: TrainConfig, accelerator: Accelerator) -> int:
-    """Put a checkpoint into the parts of a run. Returns the number of steps it had taken."""
-    try:
-        whole = torch.load(path, map_location=accelerator.device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"checkpoint {path} cannot be read: truncated, or no checkpoint ({error})"
-        ) from error
-    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise ValueError(f"checkpoint {path} was not written by this course's training loop")
-    for name, want in dataclasses.asdict(config).items():
-        got = whole["config"].get(name)
-        if name not in ("steps", "save_every") and got != want:
-            raise ValueError(f"checkpoint {path} was made with {name}={got!r}, not {want!r}")
-    missing = set(state) ^ (set(whole) - {"format", "config", "step", "random"})
-    if missing:
-        raise ValueError(f"checkpoint {path} and this run differ in {', '.join(sorted(missing))}")
-    if len(whole["random"]) != accelerator.num_processes:
-        raise ValueError(
-            f"checkpoint {path} was made by {len(whole['random'])} processes, not {accelerator.num_processes}"
-        )
-    try:
-        for name, part in state.items():
-            part.load_state_dict(whole[name])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"checkpoint {path} belongs to another {name}: {error}") from error
-    _set_random_states(whole["random"][accelerator.process_index])
-    return whole["step"]

@@ -81,7 +81,10 @@ def test_fingerprint_sees_all_that_outputs_depend_on(book: Path) -> None:
     changed = fingerprint(book, "smoke")
     assert changed != before
     (book / "course_lib" / "new.py").touch()
-    assert fingerprint(book, "smoke") != changed
+    again = fingerprint(book, "smoke")
+    assert again != changed
+    (book / "course_lib" / "weights.pt").touch()
+    assert fingerprint(book, "smoke") != again
 
 
 def test_a_broken_cell_fails_the_build_each_time_and_is_named(book: Path) -> None:
@@ -139,15 +142,16 @@ def test_requirements_pin_every_version_within_the_ranges() -> None:
         assert wanted.specifier.contains(pinned[wanted.name.lower()]), wanted
 
 
-def test_the_wheel_that_colab_installs_holds_every_module(tmp_path: Path) -> None:
+def test_the_wheel_that_colab_installs_holds_every_module_and_weight(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "course_lib", tmp_path / "course_lib")
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path]
     subprocess.run([*pip, tmp_path], check=True)
     (wheel,) = tmp_path.glob("*.whl")
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
-    assert held == {str(path.relative_to(ROOT)) for path in (ROOT / "course_lib").rglob("*.py")}
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".py", ".pt"))}
+    files = [path for kind in ("*.py", "*.pt") for path in (ROOT / "course_lib").rglob(kind)]
+    assert held == {str(path.relative_to(ROOT)) for path in files}
 
 
 def test_make_help_lists_every_target() -> None:

@@ -184,6 +184,17 @@ def test_times_take_the_type_of_the_samples():
     assert per_sample(torch.rand(2), torch.zeros(2, 1, 4, 4)).shape == (2, 1, 1, 1)
 
 
+def test_per_sample_takes_one_time_for_all_samples():
+    x = torch.randn(3, 1, 4, 4)
+    one = per_sample(torch.tensor([0.25], dtype=F64), x)
+    assert one.shape == (1, 1, 1, 1) and one.dtype == x.dtype
+    assert per_sample(one, x) is one
+    path, eps = Cosine(), torch.randn_like(x)
+    assert_close(path.mix(x, eps, one), path.mix(x, eps, torch.full((3,), 0.25)), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"t must lie in \[0, 1\]"):
+        per_sample(torch.tensor([1.5]), x)
+
+
 @pytest.mark.parametrize("t, match", [
     (torch.tensor(0.5), r"t must have shape \(2,\)"),
     (torch.full((2, 1), 0.5), r"t must have shape \(2,\)"),

@@ -135,7 +135,7 @@ def test_a_score_of_another_shape_is_refused():
     for call in (lambda: hyvarinen(wrong, normal(4, 3)), lambda: sliced(wrong, normal(4, 3), normal(4, 3))):
         with pytest.raises(ValueError, match="score must return the shape of x"):
             call()
-    with pytest.raises(ValueError, match="v must have the shape of x"):
+    with pytest.raises(ValueError, match="direction must have the shape of x"):
         sliced(field(), normal(4, 3), normal(3, 3))
     with pytest.raises(ValueError, match="score must return the shape of x"):
         denoising(wrong, normal(4, 3), 0.1)

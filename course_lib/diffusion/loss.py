@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from course_lib.data import require_images
 from course_lib.diffusion.path import Path, Tabulated, per_sample
-from course_lib.diffusion.sample import Net, at_least_float32, posterior_deviation, predict
+from course_lib.diffusion.sample import Net, at_least_float32, posterior_deviation, predict, require_output
 from course_lib.diffusion.targets import Pair, coefficients, combine
 
 Times = Callable[[Tensor], Tensor]  # from uniform numbers (B,) in (0, 1) to times (B,)
 Weight = Callable[[Path, Tensor], Tensor]  # of a path at times (B,), in units of the target
+Couple = Callable[[Tensor, Tensor], Tensor]  # from data and noise (B, …) to the noise that goes with each
 
 
 def uniform(u: Tensor) -> Tensor:
@@ -69,7 +70,13 @@ def bound(T: int) -> Weight:
 
 
 def regression(
-    path: Path, *, target: str = "eps", times: Times = uniform, weight: Weight = one, end: float = 0.0
+    path: Path,
+    *,
+    target: str = "eps",
+    times: Times = uniform,
+    weight: Weight = one,
+    end: float = 0.0,
+    couple: Couple | None = None,
 ) -> Callable[..., Tensor]:
     r"""The loss to hand to `course_lib.train.train`: mean squared error per value, weighted.
 
@@ -82,23 +89,57 @@ def regression(
         times: the density of t.
         weight: :math:`w(t)`.
         end: times are kept at least this far from 0 and 1, where a target or a weight is infinite.
+        couple: which noise goes with which data, such as `course_lib.diffusion.coupling.optimal`;
+            independent if left out.
     """
-    if not 0 <= end < 0.5:
-        raise ValueError(f"end must be in [0, 0.5); got {end!r}")
+    _require_end(end)
 
     def loss(model: nn.Module, x0: Tensor, *given: Tensor) -> Tensor:
         t = times(torch.rand(len(x0), device=x0.device)).clamp(end, 1 - end)
         eps = torch.randn_like(x0)
-        want = combine(path, target, Pair(x0, eps), t)
-        out = model(path.mix(x0, eps, t), t, *given)
-        if out.shape != want.shape:
-            raise ValueError(
-                f"model must return the shape of x0, {tuple(want.shape)}; got {tuple(out.shape)}"
-            )
-        errors = (out.to(want.dtype) - want).square().flatten(1).mean(1)  # (B,)
-        return (weight(path, t) * errors).mean()
+        if couple is not None:
+            eps = require_output("couple", couple(x0, eps), x0)
+        return _mean_square(model, path, target, weight, Pair(x0, eps), t, given)
 
     return loss
+
+
+def paired(
+    path: Path, *, target: str = "velocity", times: Times = uniform, weight: Weight = one, end: float = 0.0
+) -> Callable[..., Tensor]:
+    """The same loss for pairs that are given, as for reflow: ``loss(model, x0, eps, …)``.
+
+    The data of the training loop are then two tensors, x0 and eps; see `regression` for the arguments.
+    """
+    _require_end(end)
+
+    def loss(model: nn.Module, x0: Tensor, eps: Tensor, *given: Tensor) -> Tensor:
+        t = times(torch.rand(len(x0), device=x0.device)).clamp(end, 1 - end)
+        return _mean_square(model, path, target, weight, Pair(x0, eps), t, given)
+
+    return loss
+
+
+def _require_end(end: float) -> None:
+    if not 0 <= end < 0.5:
+        raise ValueError(f"end must be in [0, 0.5); got {end!r}")
+
+
+def _mean_square(
+    model: nn.Module,
+    path: Path,
+    target: str,
+    weight: Weight,
+    pair: Pair,
+    t: Tensor,
+    given: tuple[Tensor, ...],
+) -> Tensor:
+    xt, want = path.mix(*pair, t), combine(path, target, pair, t)
+    out = model(xt, t, *given)
+    if out.shape != want.shape:
+        raise ValueError(f"model must return the shape of x0, {tuple(want.shape)}; got {tuple(out.shape)}")
+    errors = (out.to(want.dtype) - want).square().flatten(1).mean(1)  # (B,)
+    return (weight(path, t) * errors).mean()
 
 
 class Bound(NamedTuple):

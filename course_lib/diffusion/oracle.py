@@ -81,7 +81,7 @@ class MixtureOracle(Oracle):
         """Samplers use one time for all samples; in general go through the times that occur."""
         if xt.ndim != 2 or xt.shape[1] != self.mixture.means.shape[1]:
             raise ValueError(f"xt must have shape (B, {self.mixture.means.shape[1]}); got {tuple(xt.shape)}")
-        per_sample(t, xt)
+        t = per_sample(t, xt).flatten().expand(len(xt))
         out = torch.empty_like(xt)
         for time in t.unique():
             own = t == time

@@ -30,7 +30,7 @@ class Path:
         raise NotImplementedError
 
     def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """:math:`x_t` of data and noise of one shape (B, …) at times (B,)."""
+        """:math:`x_t` of data and noise of one shape (B, …) at times (B,) or (1,)."""
         if x0.shape != eps.shape:
             raise ValueError(f"eps must have the shape of x0, {tuple(x0.shape)}; got {tuple(eps.shape)}")
         t = per_sample(t, x0)
@@ -51,11 +51,20 @@ class Path:
 
 
 def per_sample(t: Tensor, x: Tensor) -> Tensor:
-    """Times (B,) in the shape (B, 1, …) of samples (B, …), in their type; refused outside [0, 1]."""
-    if t.shape != (len(x),):
-        raise ValueError(f"t must have shape ({len(x)},), one time a sample; got {tuple(t.shape)}")
-    if not ((t >= 0) & (t <= 1)).all():  # a NaN fails too
-        raise ValueError(f"t must lie in [0, 1]; got {t.min()} to {t.max()}")
+    """Times in the shape that multiplies samples (B, …), and in their type; refused outside [0, 1].
+
+    Times (B,) become (B, 1, …), and one time for all samples, (1,), becomes (1, 1, …). A time that has that
+    shape already, as in the walk of a sampler, is returned as it is.
+    """
+    if t.shape == (1,) * x.ndim and x.ndim > 1:
+        return t
+    if t.shape not in ((len(x),), (1,)):
+        raise ValueError(
+            f"t must have shape ({len(x)},), a time each, or (1,), one for all; got {tuple(t.shape)}"
+        )
+    low, high = t.aminmax()
+    if not (low >= 0 and high <= 1):  # a NaN fails both
+        raise ValueError(f"t must lie in [0, 1]; got {low} to {high}")
     return t.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 

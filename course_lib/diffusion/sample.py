@@ -53,7 +53,7 @@ def step(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""From predicted data and noise at times t to a sample at times s, (B,) each (DDIM's eq. 12).
+    r"""From predicted data and noise at times t to a sample at times s, (B,) or (1,) (DDIM's eq. 12).
 
     .. math:: x_s = a(s)\, \hat x_0 + \sqrt{b(s)^2 - \sigma^2}\, \hat\varepsilon + \sigma z, \qquad
         \sigma = \eta\, \frac{b(s)}{b(t)} \sqrt{b(t)^2 - \frac{a(t)^2}{a(s)^2}\, b(s)^2} .
@@ -149,7 +149,7 @@ def ancestral(
         at, to = per_sample(t, x), per_sample(s, x)
         small = posterior_deviation(path, at, to)
         mean = path.a(to) * pair.x0 + (path.b(to) ** 2 - small**2).clamp(min=0).sqrt() * pair.eps
-        if (s == 0).all():
+        if s == 0:
             return mean
         sigma = small if variance == "posterior" else forward_deviation(path, at, to)
         return mean + sigma * noise_like(x, generator)
@@ -170,7 +170,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def evaluate(net: Net, x: Tensor, t: Tensor) -> Tensor:
     """What the network returns, refused where it is no array like x or not finite."""
-    return require_output("net", net(x, t.to(x.dtype)), x, f" at t = {t[0].item():g}")
+    t = per_sample(t, x).flatten().expand(len(x))
+    return require_output("net", net(x, t), x, f" at t = {t[0].item():g}")
 
 
 def require_output(name: str, out: Tensor, x: Tensor, where: str = "") -> Tensor:
@@ -178,13 +179,14 @@ def require_output(name: str, out: Tensor, x: Tensor, where: str = "") -> Tensor
     if not isinstance(out, Tensor) or out.shape != x.shape:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"{name} must return the shape of x, {tuple(x.shape)}; got {got}")
-    if not torch.isfinite(out).all():
+    low, high = out.aminmax()
+    if not (low > -math.inf and high < math.inf):  # a NaN fails both
         raise ValueError(f"{name} returned NaN or infinity{where}")
     return out.to(x.dtype)
 
 
 def predict(net: Net, path: Path, target: str, x: Tensor, t: Tensor, clip: float | None = None) -> Pair:
-    """Data and noise that the network sees in x (B, …) at times t (B,)."""
+    """Data and noise that the network sees in x (B, …) at times t (B,) or (1,)."""
     pair = split(path, target, evaluate(net, x, t), x, t)
     if clip is None:
         return pair
@@ -223,13 +225,13 @@ def walk(
     trajectory: bool = False,
     progress: bool = False,
 ) -> Tensor:
-    """Go along a grid: ``move(x, t, s)`` takes the state from times t (B,) to times s (B,)."""
+    """Go along a grid: ``move(x, t, s)`` takes the state from time t to time s, (1, 1, …) each."""
     require_grid(times, falling=falling)
     x = at_least_float32(x)
     states = [x]
-    whole = times.to(x.device, torch.float32 if x.device.type == "mps" else torch.float64)
+    whole = times.to(x).view(-1, *[1] * x.ndim)  # (S + 1, 1, …): checked once, and not for every sample
     for i in tqdm(range(len(times) - 1), disable=not progress, file=sys.stdout, unit="step"):
-        x = move(x, whole[i].expand(len(x)), whole[i + 1].expand(len(x)))
+        x = move(x, whole[i], whole[i + 1])
         if trajectory:
             states.append(x)
     return torch.stack(states) if trajectory else x

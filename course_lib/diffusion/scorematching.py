@@ -21,15 +21,15 @@ def hyvarinen(score: Score, x: Tensor) -> Tensor:
     return s.square().flatten(1).sum(1) / 2 + divergence(s, x, create_graph=True)
 
 
-def sliced(score: Score, x: Tensor, v: Tensor) -> Tensor:
-    r"""Sliced score matching, :math:`\frac12 \lVert s \rVert^2 + v^\top J v` with :math:`J = \partial s /
+def sliced(score: Score, x: Tensor, direction: Tensor) -> Tensor:
+    r"""Sliced score matching, :math:`\frac12 \lVert s \rVert^2 + \xi^\top J \xi` with :math:`J = \partial s /
     \partial x`, (B,).
 
-    Song and others (2019), eq. 8, the form with reduced variance. x: points (B, …); v: random directions of
-    the same shape with :math:`\mathbb E[v v^\top] = I`, such as standard normal ones.
+    Song and others (2019), eq. 8, the form with reduced variance. x: points (B, …); direction: random
+    :math:`\xi` of the same shape with :math:`\mathbb E[\xi \xi^\top] = I`, such as random signs.
     """
     s, x = _at(score, x)
-    return s.square().flatten(1).sum(1) / 2 + along(s, x, v, create_graph=True)
+    return s.square().flatten(1).sum(1) / 2 + along(s, x, direction, create_graph=True)
 
 
 def denoising(score: Score, x: Tensor, sigma: float, *, generator: torch.Generator | None = None) -> Tensor:
@@ -57,14 +57,17 @@ def divergence(u: Tensor, x: Tensor, *, create_graph: bool = False) -> Tensor:
     return torch.stack(columns).sum(0)
 
 
-def along(u: Tensor, x: Tensor, v: Tensor, *, create_graph: bool = False) -> Tensor:
-    r""":math:`v^\top J v` (B,) of the Jacobian J of u at x, by one gradient. v: directions like x.
+def along(u: Tensor, x: Tensor, direction: Tensor, *, create_graph: bool = False) -> Tensor:
+    r""":math:`\xi^\top J \xi` (B,) of the Jacobian J of u at x, by one gradient.
 
-    For random v with :math:`\mathbb E[v v^\top] = I` its mean is the divergence (Hutchinson, 1990).
+    Its mean over random directions :math:`\xi` with :math:`\mathbb E[\xi \xi^\top] = I`, of the shape of x,
+    is the divergence (Hutchinson, 1990).
     """
-    if v.shape != x.shape:
-        raise ValueError(f"v must have the shape of x, {tuple(x.shape)}; got {tuple(v.shape)}")
-    return (_gradient((u * v).sum(), x, create_graph) * v).flatten(1).sum(1)
+    if direction.shape != x.shape:
+        raise ValueError(
+            f"direction must have the shape of x, {tuple(x.shape)}; got {tuple(direction.shape)}"
+        )
+    return (_gradient((u * direction).sum(), x, create_graph) * direction).flatten(1).sum(1)
 
 
 def _gradient(total: Tensor, x: Tensor, create_graph: bool) -> Tensor:

@@ -39,7 +39,7 @@ def euler(
     """Euler's method for the probability-flow ODE, whose velocity is the mean velocity of the path."""
 
     def move(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return x + (s - t)[0].item() * velocity(net, path, target, x, t)
+        return x + (s - t).item() * velocity(net, path, target, x, t)
 
     return walk(move, x, times, falling=False, trajectory=trajectory, progress=progress)
 
@@ -62,8 +62,8 @@ def heun(
     """
 
     def move(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        size, u = (s - t)[0].item(), velocity(net, path, target, x, t)
-        if (s > 0).all():
+        size, u = (s - t).item(), velocity(net, path, target, x, t)
+        if s > 0:
             u = (u + velocity(net, path, target, x + size * u, s)) / 2
         return x + size * u
 
@@ -126,12 +126,13 @@ def reverse_sde(
 def reverse_step(
     net: Net, path: Path, target: str, x: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    at, size = per_sample(t, x), (t - s)[0].item()
+    """A step of the reverse SDE from time t to time s, one for all samples; without noise if s = 0."""
+    at, size = per_sample(t, x), (t - s).item()
     f, g = path.drift(at), path.diffusion(at)
     if not (torch.isfinite(f) & torch.isfinite(g)).all():
-        raise ValueError(f"times: the SDE of this path is infinite at t = {t[0].item():g}; begin below")
+        raise ValueError(f"times: the SDE of this path is infinite at t = {t.item():g}; begin below")
     mean = x - size * (f * x - g**2 * score(net, path, target, x, t))
-    return mean if (s == 0).all() else mean + g * math.sqrt(size) * noise_like(x, generator)
+    return mean if s == 0 else mean + g * math.sqrt(size) * noise_like(x, generator)
 
 
 @torch.no_grad()
@@ -216,7 +217,7 @@ def predictor_corrector(
 
     def move(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         x = reverse_step(net, path, target, x, t, s, generator)
-        for _ in range(corrections if (s > 0).all() else 0):
+        for _ in range(corrections if s > 0 else 0):
             slope, noise = score(net, path, target, x, s), noise_like(x, generator)
             h = 2 * (snr * length(noise) / length(slope)) ** 2
             x = x + h * slope + torch.sqrt(2 * h) * noise

@@ -42,19 +42,21 @@ def coefficients(target: str, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}; got {target!r}")
     c0, c1 = TARGETS[target](path, t)
-    if not (torch.isfinite(c0) & torch.isfinite(c1)).all():
+    if not torch.isfinite(c0 + c1).all():
         raise ValueError(f"target {target!r} is infinite on this path at t = {_first(t, c0 + c1)}")
     return c0, c1
 
 
 def combine(path: Path, target: str, pair: Pair, t: Tensor) -> Tensor:
-    """The value of a target for data and noise (B, …) at times (B,)."""
+    """The value of a target for data and noise (B, …) at times (B,) or (1,)."""
     c0, c1 = coefficients(target, path, per_sample(t, pair.x0))
     return c0 * pair.x0 + c1 * pair.eps
 
 
 def split(path: Path, target: str, prediction: Tensor, xt: Tensor, t: Tensor) -> Pair:
-    """Data and noise that a prediction (B, …) of a target implies, given :math:`x_t` (B, …) at times (B,).
+    """Data and noise that a prediction (B, …) of a target implies, given :math:`x_t` (B, …).
+
+    The times t are (B,), or one for all, (1,).
 
     Raises:
         ValueError: shapes differ, the target is unknown, or it does not tell data and noise apart at
