@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from course_lib.data import require_images
 
 
-def unit(features: Tensor, eps: float = 1e-10) -> Tensor:
-    """Each position's vector of features, divided by its length: (N, C, H, W). A zero vector stays."""
-    length = (features**2).sum(1, keepdim=True)
-    safe = torch.where(length > 0, length, 1.0).sqrt()  # the root has no slope at 0
-    return features / (torch.where(length > 0, safe, 0.0) + eps)
+SHORTEST = 1e-4  # below it a length may be rounding: filters without mean see a patch of one colour as 0
+
+
+def unit(features: Tensor) -> Tensor:
+    """Each position's vector of features, divided by its length, or by 1e-4 if that is shorter: (N, C, H, W).
+
+    So a zero vector stays, and one that is only rounding stays short.
+    """
+    squared = features.square().sum(1, keepdim=True)
+    return features / squared.clamp(min=SHORTEST**2).sqrt()
 
 
 def differences(features: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> list[Tensor]:
@@ -27,7 +32,7 @@ class LPIPS(nn.Module):
     r"""The distance :math:`\sum_\ell \frac{1}{M_\ell} \sum_p \sum_c w_{\ell c} (\hat f_{pc} - \hat g_{pc})^2`
 
     The sums go over layers, the layer's M positions and its features; :math:`\hat f_p`, :math:`\hat g_p`
-    are the two images' features there, divided by their lengths.
+    are the two images' features there, divided by their lengths; see `unit`.
 
     This is equation 1 of the paper, with :math:`w` in place of its :math:`w^2`, as in the authors' code.
     Images are (N, 3, H, W) in [-1, 1].

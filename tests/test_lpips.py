@@ -91,6 +91,13 @@ def test_zero_features_have_no_direction_and_a_finite_gradient():
     torch.testing.assert_close(unit(torch.randn(1, 5, 4, 4)).norm(dim=1), torch.ones(1, 4, 4))
 
 
+def test_rounding_in_patches_of_one_colour_has_no_direction():
+    extract = RandomFeatures(48, generator=torch.Generator().manual_seed(0))
+    for value in (1.0, -1.0, 0.3):
+        f = extract(torch.full((1, 3, 32, 32), value))["1/1"]
+        assert unit(f).norm(dim=1).max() < 0.05
+
+
 def test_bad_input_is_refused(tmp_path):
     extract, x = RandomFeatures(4), images(1, 16)
     with pytest.raises(ValueError, match=r"y must lie in \[-1, 1\]"):
