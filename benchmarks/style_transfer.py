@@ -1,7 +1,7 @@
 """Time texture synthesis: `RandomFeatures` on a pyramid, in stages, against a dense bank of large filters.
 
 The other is the plain way to see large structures: 48 random filters each of 3, 5, 7, 11, 15, 23 and 37
-pixels at full size, after Ustyuzhaninov and others (2017), one Gram matrix of all 336, dense convolutions,
+pixels at full size, after Ustyuzhaninov and others (2016), one Gram matrix of all 336, dense convolutions,
 80 iterations of L-BFGS at 128 x 128. Both make a texture of the same photograph from noise. After every
 iteration both are judged by both measures, outside the clock: the relative error of the Gram matrices,
 the square root of the loss, of the dense bank's features and of the pyramid's. Prints a Markdown table of

@@ -43,7 +43,7 @@ class RandomFeatures(nn.Module):
     the shorter side has at least `coarsest` pixels: a filter of 5 pixels at ``"1/8"`` spans 40.
     Each filter is drawn from a normal distribution, loses its mean in every colour, and gets length 1.
 
-    After Ustyuzhaninov and others (2017), whose random filters of several sizes are all at full size.
+    After Ustyuzhaninov and others (2016), whose random filters of several sizes are all at full size.
 
     Args:
         filters: the number of filters, C of every layer but the first.
