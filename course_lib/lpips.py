@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from course_lib.data import require_images
 
-
 SHORTEST = 1e-4  # below it a length may be rounding: filters without mean see a patch of one colour as 0
 
 
