@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from skimage import data as photographs
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -12,6 +15,19 @@ from torchvision import datasets
 BUNDLED = ("digits",)
 DOWNLOADED = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}
 NAMES = (*BUNDLED, *DOWNLOADED)
+# What scikit-image carries in its package, without a download. The last three are grey.
+PHOTOS = (
+    "astronaut",
+    "chelsea",
+    "coffee",
+    "rocket",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "retina",
+    "brick",
+    "grass",
+    "gravel",
+)
 
 
 class Images(NamedTuple):
@@ -68,3 +84,33 @@ def load(name: str, *, root: str | Path = "data") -> Images:
         ) from error
     scale = lambda part: part.data[:, None].float() / 127.5 - 1  # grey 0..255
     return Images(scale(train), train.targets.long(), scale(test), test.targets.long(), levels=256)
+
+
+def photo(name: str, size: int, *, crop: int | None = None) -> Tensor:
+    """A photograph of scikit-image's, bundled with it: (1, 3, size, size), float32 in [-1, 1].
+
+    Args:
+        name: such as ``"astronaut"``, ``"chelsea"`` (a cat) or ``"hubble_deep_field"``; see `PHOTOS`. A
+            grey one gets three equal colours.
+        size: the side of the result in pixels.
+        crop: the side of the square that is cut from the middle, in the photograph's own pixels;
+            ``None`` takes the largest. It is then reduced, smoothly, to `size`.
+
+    Raises:
+        ValueError: the name is unknown, or not 1 <= `size` <= `crop` <= the photograph's shorter side.
+    """
+    if name not in PHOTOS:
+        raise ValueError(f"name must be one of {', '.join(PHOTOS)}; got {name!r}")
+    pixels = getattr(photographs, name)()
+    pixels = np.stack([pixels] * 3, -1) if pixels.ndim == 2 else pixels
+    shorter = min(pixels.shape[:2])
+    crop = shorter if crop is None else crop
+    if not 1 <= size <= crop <= shorter:
+        raise ValueError(
+            f"size and crop must satisfy 1 <= size <= crop <= {shorter}; got size {size}, crop {crop}"
+        )
+    top, left = ((side - crop) // 2 for side in pixels.shape[:2])
+    square = torch.tensor(pixels[top : top + crop, left : left + crop], dtype=torch.float32)
+    square = square.permute(2, 0, 1)[None]  # (1, 3, crop, crop)
+    small = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return small.clamp(0, 255) / 127.5 - 1

@@ -125,23 +125,35 @@ def images(
     columns: int = 10,
     size: float = 0.6,
 ) -> None:
-    """Show grey images in a grid. batch: (N, 1, H, W) in [-1, 1]; `size` is inches an image."""
-    if batch.ndim != 4 or batch.shape[1] != 1:
-        raise ValueError(f"batch must have shape (N, 1, H, W); got {tuple(batch.shape)}")
-    n, _, H, W = batch.shape
+    """Show images in a grid; see `sheet`. `alt` says in words what they show."""
+    figure(sheet(batch, titles=titles, columns=columns, size=size), alt)
+
+
+def sheet(
+    batch: torch.Tensor, *, titles: Sequence[str] | None = None, columns: int = 10, size: float = 0.6
+) -> Figure:
+    """Draw images in a grid: (N, 1, H, W), grey, or (N, 3, H, W), in [-1, 1]; `size` is inches an image."""
+    if batch.ndim != 4 or batch.shape[1] not in (1, 3):
+        raise ValueError(f"batch must have shape (N, 1, H, W) or (N, 3, H, W); got {tuple(batch.shape)}")
+    n, C, H, W = batch.shape
     rows, gap = -(-n // columns), max(1, H // 12)
-    pitch = H + (H // 3 + 1 if titles else gap)  # from one image to the one below
+    pitch = H + (int(0.2 * H / size) + 1 if titles else gap)  # from one image to the one below
     # All images in one array: one picture is drawn many times faster than many. NaN is transparent.
-    sheet = np.full((rows * pitch, columns * (W + gap)), np.nan, dtype=np.float32)
-    drawn, ax = plt.subplots(figsize=(columns * size, columns * size * sheet.shape[0] / sheet.shape[1]))
-    for i, image in enumerate(batch[:, 0].detach().cpu().numpy()):
+    pixels = np.full((rows * pitch, columns * (W + gap), C), np.nan, dtype=np.float32)
+    drawn, ax = plt.subplots(figsize=(columns * size, columns * size * pixels.shape[0] / pixels.shape[1]))
+    for i, image in enumerate(batch.permute(0, 2, 3, 1).detach().cpu().numpy()):
         bottom, left = (i // columns + 1) * pitch, i % columns * (W + gap)
-        sheet[bottom - H : bottom, left : left + W] = image
+        pixels[bottom - H : bottom, left : left + W] = image
         if titles:
             ax.text(left + W / 2, bottom - H - 1, titles[i], fontsize=8, ha="center", va="bottom")
-    ax.imshow(sheet, cmap="gray", vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
+    if C == 1:
+        ax.imshow(pixels[..., 0], cmap="gray", vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
+    else:  # with opacity as a fourth channel; "none" keeps every pixel, where "nearest" might skip some
+        opaque = np.isfinite(pixels[..., :1])
+        coloured = np.where(opaque, (pixels.clip(-1, 1) + 1) / 2, 0)
+        ax.imshow(np.concatenate([coloured, opaque], -1), interpolation="none", aspect="auto")
     ax.axis("off")
-    figure(drawn, alt)
+    return drawn
 
 
 def plane(axes: Axes | np.ndarray, **settings: Any) -> None:

@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from sklearn.datasets import load_digits
 
@@ -123,3 +124,36 @@ def test_require_images_takes_any_shape_unless_told():
     data.require_images("x", torch.rand(1, 3, 5, 7) * 2 - 1)
     with pytest.raises(ValueError, match=r"x must have shape \(B, C, H, W\)"):
         data.require_images("x", torch.zeros(4))
+
+
+@pytest.mark.parametrize("name", data.PHOTOS)
+def test_every_photograph_is_bundled(name, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a download was tried"))
+    x = data.photo(name, 48)
+    assert x.shape == (1, 3, 48, 48) and x.dtype == torch.float32
+    assert x.min() >= -1 and x.max() <= 1 and x.std() > 0.05
+
+
+def test_a_photograph_s_crop_is_its_middle():
+    pixels = torch.tensor(skimage.data.astronaut()).permute(2, 0, 1)
+    x = data.photo("astronaut", 100, crop=100)
+    torch.testing.assert_close(x[0], pixels[:, 206:306, 206:306] / 127.5 - 1)
+    small = data.photo("astronaut", 128)
+    means = pixels.float().view(3, 128, 4, 128, 4).mean((2, 4)) / 127.5 - 1
+    assert (small[0] - means).abs().mean() < 0.03  # smoothed, not thinned out
+
+
+def test_a_grey_photograph_has_three_equal_colours():
+    x = data.photo("brick", 64)
+    assert torch.equal(x[:, 0], x[:, 1]) and torch.equal(x[:, 0], x[:, 2])
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (("mona_lisa", 64), "name must be one of astronaut"),
+    (("chelsea", 0), "1 <= size <= crop <= 300"),
+    (("chelsea", 64, 32), "got size 64, crop 32"),
+    (("chelsea", 64, 400), "got size 64, crop 400"),
+])  # fmt: skip
+def test_photo_refuses(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        data.photo(*arguments[:2], **({"crop": arguments[2]} if len(arguments) > 2 else {}))

@@ -121,7 +121,26 @@ def test_images_keep_their_grey_levels(shown):
     assert {round(float(v), 1) for v in np.unique(opaque[:, 0])} == {0.0, 0.5, 1.0}
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (2, 3, 4, 4)])
+def test_images_keep_their_colours(shown):
+    colours = torch.tensor([[-1.0, 0.0, 1.0], [1.0, -1.0, -0.5]])
+    show.images(colours.view(2, 3, 1, 1).expand(2, 3, 90, 70), "coloured", columns=2, titles=["a", "b"])
+    (svg,) = svgs(shown[0].data)
+    (picture,) = [e for e in svg.iter() if e.tag.endswith("image")]
+    link = next(value for name, value in picture.attrib.items() if name.endswith("href"))
+    pixels = plt.imread(io.BytesIO(base64.b64decode(link.split(",")[1])))
+    opaque = pixels[pixels[..., 3] == 1][:, :3]
+    assert len(opaque) == 2 * 90 * 70  # every pixel once; the rest is transparent
+    assert (pixels[pixels[..., 3] < 1][:, 3] == 0).all()
+    found = {tuple(round(float(v), 1) for v in p) for p in np.unique(opaque, axis=0)}
+    assert found == {(0.0, 0.5, 1.0), (1.0, 0.0, 0.2)}
+
+
+def test_sheets_can_be_frames_of_a_slider(shown):
+    show.slider(lambda v: show.sheet(v * torch.ones(1, 3, 8, 8), columns=1), [0.1, 0.9], "level", "a square")
+    assert len(svgs(shown[0].data)) == 2
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 4, 4, 4)])
 def test_images_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match="batch must have shape"):
         show.images(torch.zeros(shape), "grey")

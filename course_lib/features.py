@@ -1,0 +1,207 @@
+r"""Feature maps of images: random filters on a pyramid, and layers of trained networks.
+
+A feature extractor is a function from images (N, 3, H, W) in :math:`[-1, 1]` to a dictionary from a
+layer's name to its feature map (N, C, H', W'). It has no opinion on what the features are for.
+"""
+
+from collections.abc import Sequence
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import AlexNet_Weights, VGG16_Weights, VGG19_Weights, alexnet
+from torchvision.models.vgg import cfgs, make_layers
+
+# Luminance and two opponent colours, orthogonal. Photographs vary most in luminance, so the filters
+# would hardly see colour if the opponents did not count twice.
+OPPONENT = torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]])
+OPPONENT /= OPPONENT.norm(dim=1, keepdim=True)
+OPPONENT[1:] *= 2
+
+# ImageNet's means and standard deviations, moved from [0, 1] to [-1, 1].
+MEAN = 2 * torch.tensor([0.485, 0.456, 0.406]) - 1
+STD = 2 * torch.tensor([0.229, 0.224, 0.225])
+
+# Gatys and others (2016): five layers of VGG-19 for the style, one more for the content.
+GATYS_STYLE = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+GATYS_CONTENT = ("relu4_2",)
+
+
+def halve(x: Tensor, factor: int = 2) -> Tensor:
+    """Images a whole `factor` smaller, smoothed before they are thinned out: (N, C, H, W)."""
+    size = (x.shape[2] // factor, x.shape[3] // factor)
+    return F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+class RandomFeatures(nn.Module):
+    r"""Random filters, rectified, on each level of a pyramid. Nothing is trained, nothing downloaded.
+
+    The first layer, ``"colour"``, holds the three opponent colours of each pixel and the constant 1,
+    so that its Gram matrix holds the colours' means and second moments. Then the same `filters` filters
+    see the image at its full size, ``"1/1"``, at half of it, ``"1/2"``, and so on, as long as
+    the shorter side has at least `coarsest` pixels: a filter of 5 pixels at ``"1/8"`` spans 40.
+    Each filter is drawn from a normal distribution, loses its mean in every colour, and gets length 1.
+
+    After Ustyuzhaninov and others (2016), whose random filters of several sizes are all at full size.
+
+    Args:
+        filters: the number of filters, C of every layer but the first.
+        size: side of a filter in pixels, odd.
+        coarsest: the shortest side of the last level, at least `size`.
+        rectify: set negative responses to 0. Without it the features are linear in the image.
+        generator: where the filters come from.
+    """
+
+    def __init__(
+        self,
+        filters: int = 48,
+        size: int = 5,
+        *,
+        coarsest: int = 16,
+        rectify: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if filters < 1 or size < 1 or size % 2 == 0 or coarsest < size:
+            raise ValueError(
+                "filters must be at least 1, size odd, coarsest at least size; "
+                f"got {filters}, {size}, {coarsest}"
+            )
+        weight = torch.randn(filters, 3, size, size, generator=generator)
+        if size > 1:
+            weight -= weight.mean((2, 3), keepdim=True)
+        weight /= weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        self.register_buffer("weight", weight)
+        self.register_buffer("opponent", OPPONENT.clone())
+        self.coarsest, self.rectify = coarsest, rectify
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """x: (N, 3, H, W) to "colour", (N, 4, H, W), and "1/s", (N, C, H // s, W // s)."""
+        _require_colour(x, self.coarsest)
+        x = torch.einsum("ij,njhw->nihw", self.opponent.to(x.dtype), x)
+        found = {"colour": torch.cat([x, torch.ones_like(x[:, :1])], 1)}
+        edge, scale = self.weight.shape[-1] // 2, 1
+        while min(x.shape[2:]) >= self.coarsest:
+            padded = F.pad(x, (edge,) * 4, mode="reflect") if edge else x
+            seen = F.conv2d(padded, self.weight.to(x.dtype))
+            found[f"1/{scale}"] = F.relu(seen) if self.rectify else seen
+            x, scale = halve(x), 2 * scale
+        return found
+
+
+class NetworkFeatures(nn.Module):
+    r"""The outputs of some layers of a trained chain of layers, for images in :math:`[-1, 1]`.
+
+    Args:
+        net: takes images normalized by ImageNet's means and standard deviations; its parameters
+            are frozen.
+        layers: the names of the wanted layers and their places in `net`, from 0.
+    """
+
+    def __init__(self, net: nn.Sequential, layers: dict[str, int]) -> None:
+        super().__init__()
+        if not layers or not all(0 <= place < len(net) for place in layers.values()):
+            raise ValueError(f"layers must name places from 0 to {len(net) - 1}; got {layers}")
+        self.net = net[: max(layers.values()) + 1].eval().requires_grad_(False)
+        for part in self.net:
+            if isinstance(part, nn.ReLU):
+                part.inplace = False  # else it would overwrite the layer before it
+        self.layers = layers
+        self.register_buffer("mean", MEAN.view(1, 3, 1, 1))
+        self.register_buffer("std", STD.view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """x: (N, 3, H, W) to a layer's (N, C, H', W') for each name."""
+        _require_colour(x, 1)
+        x, found = (x - self.mean) / self.std, {}
+        for place, part in enumerate(self.net):
+            x = part(x)
+            found |= {name: x for name, at in self.layers.items() if at == place}
+        return {name: found[name] for name in self.layers}
+
+
+def vgg_places(depth: int) -> dict[str, int]:
+    """Names such as "relu4_2" (after Simonyan and Zisserman's conv4_2) and their places in torchvision's."""
+    places, block, nth, place = {}, 1, 0, 0
+    for width in cfgs[{16: "D", 19: "E"}[depth]]:
+        if width == "M":
+            block, nth, place = block + 1, 0, place + 1
+        else:
+            nth, place = nth + 1, place + 2
+            places[f"relu{block}_{nth}"] = place - 1
+    return places
+
+
+class VGGFeatures(NetworkFeatures):
+    r"""Layers of VGG-19, trained on ImageNet, as in Gatys and others (2016).
+
+    Args:
+        layers: such as ``"relu4_2"``, the second convolution of the fourth block, rectified. The paper
+            calls it conv4_2. By default those of the paper, for style and content.
+        pretrained: load torchvision's weights (about 550 MB, downloaded once). Without it the network is
+            random.
+        average_pool: average where the network was trained to take the maximum, as the paper suggests.
+
+    Raises:
+        ValueError: a layer is unknown.
+        RuntimeError: the weights are not there and could not be downloaded.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[str] = (*GATYS_STYLE, *GATYS_CONTENT),
+        *,
+        pretrained: bool = True,
+        average_pool: bool = False,
+    ) -> None:
+        known = vgg_places(19)
+        if unknown := [name for name in layers if name not in known]:
+            raise ValueError(f"layers must be among {', '.join(known)}; got {unknown[0]!r}")
+        net = make_layers(cfgs["E"])
+        if pretrained:
+            net.load_state_dict(_weights("VGG-19", VGG19_Weights.IMAGENET1K_V1))
+        if average_pool:
+            net = nn.Sequential(*(nn.AvgPool2d(2, 2) if isinstance(p, nn.MaxPool2d) else p for p in net))
+        super().__init__(net, {name: known[name] for name in layers})
+
+
+def lpips_backbone(name: str, *, pretrained: bool = True) -> NetworkFeatures:
+    """The layers that LPIPS compares: of AlexNet, ``"alex"``, or of VGG-16, ``"vgg"``.
+
+    Raises:
+        ValueError: the name is unknown.
+        RuntimeError: the weights are not there and could not be downloaded.
+    """
+    if name not in ("alex", "vgg"):
+        raise ValueError(f"name must be alex or vgg; got {name!r}")
+    if name == "alex":
+        net, weights = alexnet().features, AlexNet_Weights.IMAGENET1K_V1
+        layers = {f"relu{i}": place for i, place in enumerate((1, 4, 7, 9, 11), start=1)}
+    else:
+        net, weights = make_layers(cfgs["D"]), VGG16_Weights.IMAGENET1K_V1
+        layers = {n: vgg_places(16)[n] for n in ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")}
+    if pretrained:
+        net.load_state_dict(_weights({"alex": "AlexNet", "vgg": "VGG-16"}[name], weights))
+    return NetworkFeatures(net, layers)
+
+
+def _weights(name: str, weights: AlexNet_Weights | VGG16_Weights | VGG19_Weights) -> dict[str, Tensor]:
+    """Torchvision's weights of the convolutions, from its cache or its server."""
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError, URLError) as error:
+        raise RuntimeError(
+            f"the weights of {name} could not be downloaded ({error}); "
+            "the bundled alternative is RandomFeatures, which needs none"
+        ) from error
+    return {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
+
+
+def _require_colour(x: Tensor, side: int) -> None:
+    """Refuse what is not (N, 3, H, W) with sides of at least `side`. The optimizer may leave [-1, 1]."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4 or x.shape[1] != 3:
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x)
+        raise ValueError(f"x must be a floating-point tensor (N, 3, H, W); got {got}")
+    if min(x.shape[2:]) < side:
+        raise ValueError(f"x must have sides of at least {side} pixels; got {tuple(x.shape[2:])}")
