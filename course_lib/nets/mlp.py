@@ -1,6 +1,7 @@
 """A multilayer perceptron: linear maps with a smooth nonlinearity between them."""
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +30,22 @@ class TimeMLP(nn.Module):
         dim: D.
         hidden: units in a layer.
         layers: hidden layers.
+        waves: how many sines and cosines of each coordinate the network sees beside it, with the wavelengths
+            2, 1, 1/2, …. A network of coordinates alone is slow to learn what varies within a short way
+            (Tancik et al., 2020).
     """
 
-    def __init__(self, dim: int, *, hidden: int = 128, layers: int = 3) -> None:
+    def __init__(self, dim: int, *, hidden: int = 128, layers: int = 3, waves: int = 0) -> None:
         super().__init__()
-        if type(layers) is not int or layers < 1:
-            raise ValueError(f"layers must be an integer of at least 1; got {layers!r}")
+        for name, value, least in (("layers", layers, 1), ("waves", waves, 0)):
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
         self.features = TimeFeatures(64)
-        self.body = mlp(dim + 64, *[hidden] * layers, dim)
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(waves))
+        self.body = mlp(dim * (1 + 2 * waves) + 64, *[hidden] * layers, dim)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x: (B, D), t: (B,). Returns (B, D)."""
-        return self.body(torch.cat([x, self.features(t).to(x.dtype)], 1))
+        angles = (x[:, :, None] * self.frequencies.to(x.dtype)).flatten(1)  # (B, D waves)
+        seen = [x, angles.sin(), angles.cos(), self.features(t).to(x.dtype)]
+        return self.body(torch.cat(seen, 1))

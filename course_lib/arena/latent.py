@@ -1,0 +1,196 @@
+"""The contestants that make a sample in one go from a latent: VAE, VQ-VAE with its prior, GAN."""
+
+import functools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from course_lib.arena.families import STEPS, Clock, Family, Sampler, sized
+from course_lib.gan import GANConfig, train_gan
+from course_lib.gan_losses import r1
+from course_lib.likelihoods import Gaussian
+from course_lib.nets.convnet import ConvDecoder, ConvEncoder
+from course_lib.nets.dcgan import DCDiscriminator, DCGenerator
+from course_lib.nets.mlp import mlp
+from course_lib.nets.pixelcnn import pixelcnn
+from course_lib.quantize import VectorQuantizerEMA, restart_dead_codes
+from course_lib.train import average
+from course_lib.vae import VAE, importance_bound
+from course_lib.vqvae import VQVAE, CodePrior, prior_loss, vq_loss
+
+
+def to_images(net: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:
+    """A network from rows to rows, made one from anything (B, …) to images of that shape."""
+    return nn.Sequential(nn.Flatten(), net, nn.Unflatten(1, shape))
+
+
+class Autoencoder(Family):
+    """Chapter 03: a VAE of fully connected layers, whose likelihood is normal with a variance a value."""
+
+    density = "bound"
+
+    def networks(self) -> list[nn.Module]:
+        return [self.model]
+
+    def training(self, clock: Clock) -> Iterator:
+        dims, latent = self.field.dims, self.run.pick(smoke=8, book=16, full=32)
+        latent = min(latent, dims)
+
+        def build(width: int) -> list[nn.Module]:
+            encoder = nn.Sequential(nn.Flatten(), mlp(dims, width, width, 2 * latent))
+            decoder = to_images(mlp(latent, width, width, dims), self.field.shape)
+            return [encoder, decoder]
+
+        # Where the decoder's noise begins as wide as the data, two latents of points stay unused for good.
+        width, decay = (0.3, 0.0) if self.field.flat else (1.0, 0.1)
+        noise = Gaussian(width * self.field.train.std(0))
+        self.model = VAE(*sized(build, self.budget), noise, latent_dim=latent)
+        loss = lambda model, x: -model(x).elbo.mean()
+        self.smooth, steps = self.fit(self.model, loss, [self.field.train], lr=3e-3, weight_decay=decay)
+        yield from steps
+
+    def samplers(self) -> dict[str, Sampler]:
+        model = self.smooth.module
+
+        @torch.no_grad()
+        def draw(n: int, generator: torch.Generator, noisy: bool = True) -> Tensor:
+            z = torch.randn(n, model.latent_dim, generator=generator)
+            params = model.decode(z.to(self.run.device)).cpu()
+            if not noisy:
+                return params
+            sigma = model.likelihood.log_sigma.detach().exp().cpu()
+            return params + sigma * torch.randn(params.shape, generator=generator)
+
+        return {"with noise": Sampler(1, draw), "means": Sampler(1, functools.partial(draw, noisy=False))}
+
+    @torch.no_grad()
+    def log_density(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        on = torch.Generator(self.run.device).manual_seed(generator.initial_seed())
+        return importance_bound(self.smooth.module, x.to(self.run.device), draws=50, generator=on).cpu()
+
+
+class Quantized(Family):
+    """Chapter 05: a VQ-VAE for two thirds of the time, then its prior over the codes."""
+
+    density = "bound"
+    codes, dim, share = 64, 8, 2 / 3
+
+    def networks(self) -> list[nn.Module]:
+        return [self.model, self.prior]
+
+    def parameters(self) -> int:
+        return super().parameters() + self.codes * self.dim  # the codebook's averages are buffers
+
+    def training(self, clock: Clock) -> Iterator:
+        flat, (channels, height, width) = self.field.flat, self.field.shape
+        self.grid = (1, 2) if flat else (height // 4, width // 4)
+
+        def build(wide: int) -> list[nn.Module]:
+            prior = pixelcnn(self.codes, max(self.grid), width=wide)
+            if not flat:
+                return [
+                    ConvEncoder(channels, self.dim, width=wide), ConvDecoder(channels, self.dim, width=wide), prior,
+                ]  # fmt: skip
+            inside = (self.dim, *self.grid)
+            encoder = to_images(mlp(self.field.dims, wide, wide, math.prod(inside)), inside)
+            return [
+                encoder,
+                to_images(mlp(math.prod(inside), wide, wide, self.field.dims), self.field.shape),
+                prior,
+            ]
+
+        encoder, decoder, net = sized(build, self.budget)
+        quantizer = VectorQuantizerEMA(self.codes, self.dim, decay=0.9)
+        self.model = VQVAE(encoder, quantizer, decoder)
+        self.prior = CodePrior(net, self.codes, self.grid).to(self.run.device)
+        self.deviation = self.field.train.std()
+        yield from self._autoencode(clock)
+        self.model.eval()
+        indices = torch.cat([self.model.encode(x.to(self.run.device)) for x in self.field.train.split(1024)])
+        self.deviation = self._deviation(indices)
+        self.smooth, steps = self.fit(self.prior, prior_loss, [indices.cpu()], lr=2e-3)
+        for step in steps:
+            self.sampled = self.smooth.module
+            yield step
+
+    def _autoencode(self, clock: Clock) -> Iterator:
+        self.sampled = self.prior
+        _, steps = self.fit(self.model, vq_loss, [self.field.train], lr=3e-3)
+        pick = torch.Generator().manual_seed(self.run.seed)
+        for step in steps:
+            if step.step % 20 == 0 and not clock.past(0.8 * self.share):
+                rows = torch.randperm(len(self.field.train), generator=pick)[:256]
+                with torch.no_grad():
+                    z = self.model.encoder(self.field.train[rows].to(self.run.device))
+                    restart_dead_codes(self.model.quantizer, z)
+            yield step
+            if clock.past(self.share):
+                return
+
+    @torch.no_grad()
+    def _deviation(self, indices: Tensor) -> Tensor:
+        """Of the training data about their reconstructions: that of a normal likelihood."""
+        parts = zip(self.field.train.split(1024), indices.split(1024), strict=True)
+        return torch.cat([x - self.model.decode(k).cpu() for x, k in parts]).square().mean().sqrt()
+
+    def samplers(self) -> dict[str, Sampler]:
+        evaluations = math.prod(self.grid) + 1  # the prior for each code, the decoder once
+
+        @torch.no_grad()
+        def draw(n: int, generator: torch.Generator, noisy: bool = True) -> Tensor:
+            was = self.model.training
+            on = torch.Generator(self.run.device).manual_seed(generator.initial_seed())
+            x = self.model.eval().decode(self.sampled.sample(n, generator=on)).cpu()
+            self.model.train(was)
+            return x + self.deviation * torch.randn(x.shape, generator=generator) if noisy else x
+
+        means = functools.partial(draw, noisy=False)
+        return {"with noise": Sampler(evaluations, draw), "means": Sampler(evaluations, means)}
+
+    @torch.no_grad()
+    def log_density(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        r""":math:`\log p(k) + \log p(x \mid k)` for the code k of x: one term of the sum over all codes."""
+        k = self.model.encode(x.to(self.run.device))
+        scaled = ((x - self.model.decode(k).cpu()) / self.deviation).flatten(1)
+        constant = self.deviation.log() + math.log(2 * math.pi) / 2
+        return self.sampled.log_prob(k).cpu() - (scaled**2 / 2 + constant).sum(1)
+
+
+class Adversarial(Family):
+    """Chapter 02: a DCGAN, or for points fully connected networks and R1; the hinge loss."""
+
+    def networks(self) -> list[nn.Module]:
+        return self.pair
+
+    def training(self, clock: Clock) -> Iterator:
+        flat, (channels, height, _) = self.field.flat, self.field.shape
+        latent = 2 if flat else self.run.pick(smoke=16, book=16, full=64)
+
+        def build(width: int) -> list[nn.Module]:
+            if flat:
+                judge = nn.Sequential(
+                    nn.Flatten(), mlp(self.field.dims, width, width, width, 1), nn.Flatten(0)
+                )
+                return [to_images(mlp(latent, width, width, width, self.field.dims), self.field.shape), judge]
+            generator = DCGenerator(channels, height, latent=latent, width=width)
+            return [generator, DCDiscriminator(channels, height, width=width)]
+
+        self.latent, self.pair = latent, sized(build, self.budget)
+        self.smooth = average(self.pair[0], self.run.pick(smoke=0.9, book=0.99, full=0.999))
+        if flat:
+            speed = dict(lr_generator=3e-3, lr_discriminator=3e-3, betas=(0.5, 0.9), batch_size=128)
+        else:
+            speed = dict(lr_generator=2e-3, lr_discriminator=2e-3, betas=(0.5, 0.99), batch_size=64)
+        config = GANConfig(STEPS, latent, "hinge", seed=self.run.seed, **speed)
+        penalty = functools.partial(r1, weight=0.02) if flat else None
+        yield from train_gan(*self.pair, [self.field.train], config, penalty=penalty, ema=self.smooth)
+
+    def samplers(self) -> dict[str, Sampler]:
+        @torch.no_grad()
+        def draw(n: int, generator: torch.Generator) -> Tensor:
+            z = torch.randn(n, self.latent, generator=generator)
+            return self.smooth.module.eval()(z.to(self.run.device)).cpu()
+
+        return {"generator": Sampler(1, draw)}

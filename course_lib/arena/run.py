@@ -1,0 +1,278 @@
+r"""Run the arena: one notebook for each family, field and seed, several at a time, and one table of it all.
+
+A run's files are in ``<folder>/<profile>-<state of the code>/``: its notebook as it ran, its rows, its looks
+during training, and some samples. A run whose rows are there is not run again; one that failed is.
+"""
+
+import csv
+import hashlib
+import math
+import multiprocessing
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import numpy as np
+import papermill
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from papermill.engines import Engine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+from traitlets.config import Config
+
+from course_lib import config
+from course_lib.arena.families import Family
+from course_lib.arena.field import FIELDS
+from course_lib.arena.score import FAMILIES, Looks, draw, rows
+
+LIBRARY = Path(__file__).resolve().parents[1]
+NOTEBOOK = Path(__file__).with_name("run.ipynb")
+FOLDER = Path("runs/arena")
+VERSIONS = ("torch", "numpy", "scipy", "scikit-learn", "torchdiffeq")
+KEPT = 500  # samples of the first sampler that are kept for the pictures
+
+
+class Entry(NamedTuple):
+    """One run: a family on a field with a seed."""
+
+    place: str
+    family: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As part of a file's name."""
+        return f"{self.place}-{re.sub('[^a-z]+', '-', self.family.lower())}-{self.seed}"
+
+
+class Results(NamedTuple):
+    """All rows, all looks (a look is a row with seconds and quality), and where the runs' files are."""
+
+    rows: list[dict]
+    looks: list[dict]
+    folder: Path
+
+
+def arena(
+    profile: str | None = None,
+    *,
+    folder: str | Path = FOLDER,
+    fields: Sequence[str] | None = None,
+    families: Sequence[str] = tuple(FAMILIES),
+    seeds: int | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Results:
+    """Run what has not been run yet, and return the table, which it also writes: ``rows.csv``, ``looks.csv``.
+
+    Args:
+        profile: as for `course_lib.config.start`.
+        folder: where the runs are kept.
+        fields: names of `course_lib.arena.field.FIELDS`; by default points and digits, in ``full`` points, MNIST
+            and Fashion-MNIST.
+        families: names of `course_lib.arena.score.FAMILIES`.
+        seeds: how many, from 0; by default 2 in ``smoke``, else 3.
+        workers: runs at a time; by default one a core, and one in all with a GPU.
+        progress: show a bar on standard output.
+
+    A run that fails is a row whose `status` says why, with no figures.
+    """
+    profile, device = config.start(profile)[:2]
+    pick = config.Run(profile, device, 0).pick
+    small = ("points", "digits")
+    fields = fields or pick(smoke=small, book=small, full=("points", "mnist", "fashion-mnist"))
+    seeds = seeds or pick(smoke=2, book=3, full=3)
+    for name, given, known in (("fields", fields, FIELDS), ("families", families, FAMILIES)):
+        if unknown := [value for value in given if value not in known]:
+            raise ValueError(f"{name} must be among {', '.join(known)}; got {', '.join(unknown)}")
+    for name, value in {"seeds": seeds, "workers": workers or 1}.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+    here = Path(folder) / f"{profile}-{fingerprint()}"
+    here.mkdir(parents=True, exist_ok=True)
+    # seed by seed, the long runs first: then the cores end at about the same time
+    entries = [Entry(p, f, s) for s in range(seeds) for p in reversed(fields) for f in families]
+    left = [entry for entry in entries if not finished(here, entry)]
+    workers = workers or (
+        1
+        if device.type == "cuda"
+        else len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
+    for _ in tqdm(
+        _work(left, profile, here, workers),
+        total=len(left), disable=not (progress and left), file=sys.stdout, unit="run",
+    ):  # fmt: skip
+        pass
+    order = lambda row: (fields.index(row["place"]), list(families).index(row["family"]), row["seed"])
+    found = [row for entry in entries for row in read(here / f"{entry.name}.csv")]
+    looks = [row for entry in entries for row in read(here / f"{entry.name}.looks.csv")]
+    results = Results(sorted(found, key=order), sorted(looks, key=order), here)
+    write(here / "rows.csv", results.rows)
+    write(here / "looks.csv", results.looks)
+    return results
+
+
+def fingerprint() -> str:
+    """A short hash of the library and of the versions of what it stands on."""
+    digest = hashlib.sha256(" ".join(f"{name} {version(name)}" for name in VERSIONS).encode())
+    for path in sorted(p for p in LIBRARY.rglob("*") if p.suffix in (".py", ".pt", ".ipynb")):
+        digest.update(f"\0{path.relative_to(LIBRARY).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def finished(folder: Path, entry: Entry) -> bool:
+    """Whether a run's rows are there and it had not failed."""
+    path = folder / f"{entry.name}.csv"
+    return path.exists() and all(row["status"] == "ok" for row in read(path))
+
+
+def save(model: Family, looks: Looks, folder: str | Path, entry: Entry) -> list[dict]:
+    """Measure a trained family, write its looks, its samples and its rows, and return the rows."""
+    base, about = Path(folder) / entry.name, _about(entry, model.run.profile)
+    np.save(base.with_suffix(".npy"), draw(model, next(iter(model.samplers())), KEPT)[:KEPT].numpy())
+    seen = zip(looks.seconds, looks.quality, strict=True)
+    told = entry._asdict()
+    write(base.with_suffix(".looks.csv"), [{**told, "seconds": s, "quality": q} for s, q in seen])
+    found = [{**about, "status": "ok", **row} for row in rows(model, looks)]
+    write(base.with_suffix(".csv"), found)
+    return found
+
+
+def write(path: Path, table: list[dict]) -> None:
+    """Write a table, whole or not at all; a column that a row lacks is left empty."""
+    names = list(dict.fromkeys(name for row in table for name in row))
+    part = path.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(table)
+    part.replace(path)
+
+
+def read(path: Path) -> list[dict]:
+    """Read a table; a number is a number again, and what is empty is not there."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf8") as file:
+        return [{k: _number(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _about(entry: Entry, profile: str) -> dict:
+    """What a row says of its run."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()}"
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=LIBRARY, capture_output=True, text=True
+    )
+    return {
+        **entry._asdict(),
+        "profile": profile,
+        "code": fingerprint(),
+        "commit": git.stdout.strip() if git.returncode == 0 else "",
+        "python": platform.python_version(),
+        **{name.replace("-", "_"): version(name) for name in VERSIONS},
+        "machine": machine,
+    }
+
+
+class Here(Engine):
+    """Papermill's engine that runs cells in this process: what they import is imported already."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name: str, **options) -> None:
+        shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+        for index, cell in enumerate(nb_man.nb.cells):
+            if cell.cell_type != "code":
+                continue
+            nb_man.cell_start(cell, index)
+            with capture_output() as told:
+                done = shell.run_cell(cell.source)
+            said = {"stdout": told.stdout, "stderr": told.stderr}
+            output = nbformat.v4.new_output
+            cell.outputs = [output("stream", name=name, text=text) for name, text in said.items() if text]
+            cell.outputs += [
+                output("display_data", data=o.data, metadata=o.metadata or {}) for o in told.outputs
+            ]
+            if error := done.error_before_exec or done.error_in_exec:
+                trace = traceback.format_exception(error)
+                cell.outputs.append(
+                    output("error", ename=type(error).__name__, evalue=str(error), traceback=trace)
+                )
+                nb_man.cell_exception(cell, index)
+                return
+            nb_man.cell_complete(cell, index)
+
+
+papermill_engines.register("here", Here)
+
+
+def run_one(entry: Entry, profile: str, folder: Path) -> None:
+    """One run, in a process of its own; where it fails, its row says why."""
+    try:
+        papermill.execute_notebook(
+            NOTEBOOK,
+            folder / f"{entry.name}.ipynb",
+            {**entry._asdict(), "profile": profile, "folder": str(folder)},
+            engine_name="here",
+            kernel_name="python3",
+            progress_bar=False,
+        )
+    except PapermillExecutionError as error:
+        _failed(entry, profile, folder, f"{error.ename}: {error.evalue}")
+
+
+def _failed(entry: Entry, profile: str, folder: Path, why: str) -> None:
+    write(folder / f"{entry.name}.csv", [{**_about(entry, profile), "status": why}])
+
+
+def _work(left: list[Entry], profile: str, folder: Path, workers: int) -> Iterator[Entry]:
+    """Run all of these, so many at a time; yields each when it has ended.
+
+    Each run has a process of its own, forked from one that has imported the libraries: they take longer to
+    import than a small run takes.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload(["course_lib.arena.run", "course_lib.show"])
+    waiting, going = list(left), {}
+    while waiting or going:
+        while waiting and len(going) < workers:
+            entry = waiting.pop(0)
+            process = context.Process(target=run_one, args=(entry, profile, folder))
+            process.start()
+            going[process.sentinel] = entry, process
+        for sentinel in wait(list(going)):
+            entry, process = going.pop(sentinel)
+            process.join()
+            if process.exitcode:
+                code = process.exitcode
+                why = (
+                    f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                )
+                _failed(entry, profile, folder, why)
+            yield entry

@@ -1,0 +1,157 @@
+r"""The yardstick: one run of a family, from nothing to its rows in the table."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from course_lib import config, metrics
+from course_lib.arena.families import Clock, FactorizedGaussian, Family, Mixture, TrainingSet
+from course_lib.arena.field import Field, field
+from course_lib.arena.latent import Adversarial, Autoencoder, Quantized
+from course_lib.arena.walks import CoupledFlow, Denoising, Flow, Reflow, Score
+from course_lib.diffusion.coupling import wasserstein
+from course_lib.likelihoods import bits_per_dim
+
+FAMILIES = {
+    "factorized Gaussian": FactorizedGaussian,
+    "mixture": Mixture,
+    "VAE": Autoencoder,
+    "VQ-VAE": Quantized,
+    "GAN": Adversarial,
+    "DDPM": Denoising,
+    "score": Score,
+    "flow": Flow,
+    "flow, OT": CoupledFlow,
+    "reflow": Reflow,
+    "training set": TrainingSet,
+}
+MARKS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the training time at which a family is looked at
+
+
+class Budget(NamedTuple):
+    """What every family gets: parameters and seconds of training; and how much is measured."""
+
+    parameters: int
+    seconds: float
+    samples: int
+    held: int  # test data whose density is asked for
+
+
+class Looks(NamedTuple):
+    """How good the first sampler was after so many seconds of training."""
+
+    seconds: list[float]
+    quality: list[float]
+
+
+def budget(place: Field, run: config.Run) -> Budget:
+    """The same for all families on a field."""
+    if place.flat:
+        return run.pick(
+            smoke=Budget(12_000, 0.3, 200, 50),
+            book=Budget(40_000, 7.0, 1000, 500),
+            full=Budget(160_000, 60.0, 1000, 1000),
+        )
+    return run.pick(
+        smoke=Budget(50_000, 0.3, 100, 4),
+        book=Budget(180_000, 18.0, 360, 100),
+        full=Budget(2_800_000, 240.0, 2000, 200),
+    )
+
+
+def enter(family: str, place: str, run: config.Run) -> Family:
+    """The contestant of that name on the field of that name."""
+    if family not in FAMILIES:
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}; got {family!r}")
+    ground = field(place)
+    return FAMILIES[family](ground, run, budget(ground, run).parameters)
+
+
+def learn(model: Family) -> Looks:
+    """Train until the time is spent, and look at the samples now and then: that time does not count."""
+    looks, limit = Looks([], []), budget(model.field, model.run).seconds
+    clock, marks = Clock(limit, model.run.device), list(MARKS)
+    for spent in clock.take(model.training(clock)):
+        if marks and clock.past(marks[0]):
+            marks = [mark for mark in marks if not clock.past(mark)]
+            looks.seconds.append(spent)
+            looks.quality.append(quality(model))
+    if marks:  # it ended before its time
+        looks.seconds.append(clock.spent)
+        looks.quality.append(quality(model))
+    return looks
+
+
+def quality(model: Family) -> float:
+    """Of the first sampler: the distance W₂ of points, the Fréchet distance of images; less is better."""
+    place, count = model.field, budget(model.field, model.run).samples
+    x = draw(model, next(iter(model.samplers())), count)
+    if place.flat:
+        return wasserstein(x, place.test[:count])
+    return metrics.frechet(place.features(x), place.features(place.test[:count]))
+
+
+def draw(model: Family, sampler: str, count: int) -> Tensor:
+    """Samples in the range of the data; the noise they begin with is the same for all families."""
+    generator = torch.Generator().manual_seed(10_000 + model.run.seed)
+    return model.samplers()[sampler].draw(count, generator).clamp(-1, 1)
+
+
+def rows(model: Family, looks: Looks) -> Iterator[dict]:
+    """A row for each sampler of a trained family."""
+    place, run = model.field, model.run
+    allowed = budget(place, run)
+    density = log_density(model)
+    for name, sampler in model.samplers().items():
+        begin = time.process_time()
+        x = draw(model, name, allowed.samples)
+        seconds = time.process_time() - begin
+        yield {
+            "sampler": name,
+            "evaluations": sampler.evaluations,
+            "parameters": model.parameters(),
+            "train_seconds": round(looks.seconds[-1], 3) if looks.seconds else 0.0,
+            "sample_ms": 1000 * seconds / allowed.samples,
+            **density,
+            **measure(place, x, allowed.samples),
+        }
+
+
+def log_density(model: Family) -> dict:
+    """Minus the mean log-density of test data: nats for points, bits a value for images."""
+    if not model.density:
+        return {"nll": math.nan, "nll_error": math.nan, "nll_kind": ""}
+    place = model.field
+    x = place.test[: budget(place, model.run).held]
+    log_p = model.log_density(x, torch.Generator().manual_seed(model.run.seed)).double()
+    nll = bits_per_dim(log_p, place.dims, place.levels) if place.levels else -log_p
+    return {
+        "nll": nll.mean().item(),
+        "nll_error": (nll.std() / len(nll) ** 0.5).item(),
+        "nll_kind": model.density,
+    }
+
+
+def measure(place: Field, x: Tensor, count: int) -> dict:
+    """How far samples are from as many test data, and what they cover."""
+    test, train = place.test[:count], place.train
+    near, own = (torch.cdist(v.flatten(1), train.flatten(1)).amin(1).median() for v in (x, test))
+    f_x, f_test = place.features(x), place.features(test)
+    width = torch.cdist(test.flatten(1), test.flatten(1)).median().item()
+        shares = metrics.precision_recall(f_test, f_x)
+    reached = metrics.mode_coverage(f_x, place.centres, place.radius)
+    return {
+        "w2": wasserstein(x, test),
+        "mmd": metrics.mmd(x.flatten(1), test.flatten(1), metrics.rbf(width)),
+        "frechet": metrics.frechet(f_x, f_test) if not place.flat else math.nan,
+        "kid": metrics.kid(f_x, f_test) if not place.flat else math.nan,
+        "precision": shares.precision,
+        "recall": shares.recall,
+        "modes": reached.covered / len(place.centres),
+        "near_modes": reached.quality,
+        "nearest": (near / own).item(),
+    }
