@@ -19,9 +19,8 @@ def main(arguments: list[str]) -> None:
     except ValueError as error:
         parser.error(str(error))
     failed = [row for row in found.rows if row["status"] != "ok"]
-    print(
-        f"{(found.folder / 'rows.csv').relative_to(ROOT)}: {len(found.rows)} rows, {len(failed)} of failed runs"
-    )
+    table = (found.folder / "rows.csv").relative_to(ROOT)
+    print(f"{table}: {len(found.rows)} rows, {len(failed)} of runs that failed")
     for row in failed:
         print(f"{row['family']} on {row['place']}, seed {row['seed']}: {row['status']}")
 

@@ -98,7 +98,7 @@ class Family:
 
 
 def sized(build: Callable[[int], list[nn.Module]], budget: int, *, multiple: int = 1) -> list[nn.Module]:
-    """The networks of that width, of the multiples given, whose number of parameters is nearest to the budget.
+    """The networks of the width whose number of parameters is nearest to the budget; a width is a multiple.
 
     Raises:
         ValueError: none is within a fifth of it.
@@ -141,7 +141,7 @@ class FactorizedGaussian(Family):
 
 
 class TrainingSet(Family):
-    """The ceiling: training data, drawn without replacement. Its density is the truth's, where that is known."""
+    """The ceiling: training data, drawn without replacement. Its density is the truth's, if that is known."""
 
     def __init__(self, field: Field, run: Run, parameters: int) -> None:
         super().__init__(field, run, parameters)

@@ -23,8 +23,8 @@ class Field(NamedTuple):
     """A dataset with its yardstick.
 
     `features` maps images to rows (N, D). `centres` (K, D) are places there that samples should reach, to
-    within `radius`: the modes of a known density, else cells of the training set. `truth` is the density, where
-    it is known, of images as rows; `levels` are the grey levels that images had before they were dequantized.
+    within `radius`: the modes of a known density, else cells of the training set. `truth` is the density of
+    images as rows, where it is known; `levels` are the grey levels images had before they were dequantized.
     """
 
     name: str

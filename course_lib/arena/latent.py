@@ -90,9 +90,8 @@ class Quantized(Family):
         def build(wide: int) -> list[nn.Module]:
             prior = pixelcnn(self.codes, max(self.grid), width=wide)
             if not flat:
-                return [
-                    ConvEncoder(channels, self.dim, width=wide), ConvDecoder(channels, self.dim, width=wide), prior,
-                ]  # fmt: skip
+                ends = [net(channels, self.dim, width=wide) for net in (ConvEncoder, ConvDecoder)]
+                return [*ends, prior]
             inside = (self.dim, *self.grid)
             encoder = to_images(mlp(self.field.dims, wide, wide, math.prod(inside)), inside)
             return [

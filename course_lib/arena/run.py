@@ -6,7 +6,6 @@ during training, and some samples. A run whose rows are there is not run again; 
 
 import csv
 import hashlib
-import math
 import multiprocessing
 import os
 import platform
@@ -80,8 +79,8 @@ def arena(
     Args:
         profile: as for `course_lib.config.start`.
         folder: where the runs are kept.
-        fields: names of `course_lib.arena.field.FIELDS`; by default points and digits, in ``full`` points, MNIST
-            and Fashion-MNIST.
+        fields: names of `course_lib.arena.field.FIELDS`; by default points and digits, in ``full`` points,
+            MNIST and Fashion-MNIST.
         families: names of `course_lib.arena.score.FAMILIES`.
         seeds: how many, from 0; by default 2 in ``smoke``, else 3.
         workers: runs at a time; by default one a core, and one in all with a GPU.

@@ -142,7 +142,7 @@ def measure(place: Field, x: Tensor, count: int) -> dict:
     near, own = (torch.cdist(v.flatten(1), train.flatten(1)).amin(1).median() for v in (x, test))
     f_x, f_test = place.features(x), place.features(test)
     width = torch.cdist(test.flatten(1), test.flatten(1)).median().item()
-        shares = metrics.precision_recall(f_test, f_x)
+    shares = metrics.precision_recall(f_test, f_x)
     reached = metrics.mode_coverage(f_x, place.centres, place.radius)
     return {
         "w2": wasserstein(x, test),

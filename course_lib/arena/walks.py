@@ -87,7 +87,7 @@ class Denoising(Walk):
         return found
 
     def subset(self, steps: int) -> Tensor:
-        """Times of the table, closer together towards the data where they are few: DDIM's quadratic spacing."""
+        """Times of the table, closer together towards the data: DDIM's quadratic spacing."""
         if steps == self.T:
             return strided(self.T, steps)
         return (grid(steps, power=2) * self.T).round() / self.T
