@@ -1,8 +1,8 @@
 r"""Sentences that claim an ordering: each is backed by the seeds, or it is not said.
 
-A claim compares one figure of two entries of the table on one field. The runs of one seed share data, noise and
-the order of batches, so their differences are taken seed by seed, and a t-interval says how far the mean of the
-differences can be from the truth.
+A claim compares one figure of two entries of the table on one field. The runs of one seed share the noise
+that samples begin with, so differences are taken seed by seed, and a t-interval says how far their mean can
+be from the truth.
 """
 
 import math
@@ -13,7 +13,7 @@ from scipy import stats
 
 
 class Ordering(NamedTuple):
-    """By how much the first entry's figure lies below the second's: mean over n seeds, and a bound from below.
+    """By how much one entry's figure lies below another's: its mean over n seeds, and a bound from below.
 
     `holds` where the bound is above 0.
     """

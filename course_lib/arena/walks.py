@@ -87,7 +87,7 @@ class Denoising(Walk):
         return found
 
     def subset(self, steps: int) -> Tensor:
-        """Times of the table; where they are few, closer together towards the data: DDIM's quadratic spacing."""
+        """Times of the table; few of them get closer towards the data: DDIM's quadratic spacing."""
         if steps > 20:  # else two would fall on one place of the table
             return strided(self.T, steps)
         return (grid(steps, power=2) * self.T).round() / self.T
