@@ -11,8 +11,8 @@ import io
 import json
 import re
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -64,9 +64,89 @@ def _svg(figure: Figure, alt: str) -> str:
     return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{own}-", svg)
 
 
-def figure(drawn: Figure, alt: str) -> None:
-    """Show a matplotlib figure. `alt` says in words what it shows, for those who cannot see it."""
-    display(HTML(f'<figure class="course-figure">{_svg(drawn, alt)}</figure>'))
+def figure(drawn: Figure, alt: str, tips: Mapping[str, str] | None = None) -> None:
+    """Show a matplotlib figure.
+
+    Args:
+        drawn: the figure.
+        alt: what it shows, in words, for those who cannot see it.
+        tips: what to say of single marks when they are pointed at, tapped, or reached by the Tab key; by
+            the `gid` that each mark was drawn with, as in ``ax.plot(x, y, "o", gid="first")``.
+    """
+    if tips is None:
+        display(HTML(f'<figure class="course-figure">{_svg(drawn, alt)}</figure>'))
+        return
+    svg = _svg(drawn, alt).replace('role="img"', 'role="group"', 1)  # an image may hold nothing to reach
+    for gid, tip in tips.items():
+        svg = _with_tip(svg, gid, html.escape(tip))
+    hint = "<figcaption>Point at a mark, or go to it with the Tab key, to read what it is.</figcaption>"
+    display(HTML(f'<figure class="course-figure course-tips">{svg}{hint}</figure>'))
+
+
+def _with_tip(svg: str, gid: str, said: str) -> str:
+    tell = "this.closest('figure').lastChild.textContent = this.getAttribute('aria-label')"
+    reach = f'role="img" tabindex="0" aria-label="{said}" onfocus="{tell}" onmouseenter="{tell}"'
+    begin = rf'<g id="\w+-{re.escape(gid)}">'
+    svg, found = re.subn(begin, lambda m: f"{m[0][:-1]} {reach}><title>{said}</title>", svg)
+    if found != 1:
+        raise ValueError(f"tips: one mark of the figure must have the gid {gid!r}; {found} have")
+    return svg
+
+
+class Cell(NamedTuple):
+    """What a table shows in a cell, and by what it sorts: a number, or None where there is none."""
+
+    text: str
+    value: float | None
+
+
+def table(rows: Sequence[Mapping[str, str | Cell]], caption: str) -> None:
+    """Show a table whose rows sort by a column when its head is pressed, without a kernel.
+
+    Args:
+        rows: by the heads of columns; all rows have the same. The first column names the row. A text
+            sorts by the alphabet, a `Cell` by its value; one without a value comes last.
+        caption: what the table holds.
+    """
+    heads = list(rows[0]) if rows else []
+    if not heads or any(list(row) != heads for row in rows):
+        raise ValueError(f"rows must be at least one, all with the same heads; got {[list(r) for r in rows]}")
+    if not caption.strip():
+        raise ValueError("caption must say what the table holds; got an empty text")
+    head = "".join(f'<th scope="col"><button type="button">{html.escape(h)}</button></th>' for h in heads)
+    body = "".join(f"<tr>{''.join(_cell(i, row[h]) for i, h in enumerate(heads))}</tr>" for row in rows)
+    sort = (  # a first press sorts upwards, a second one downwards
+        "const head = event.target.closest('th[scope=col]'); if (!head) return;"
+        "const up = head.getAttribute('aria-sort') != 'ascending', body = this.tBodies[0];"
+        "const of = row => row.cells[head.cellIndex], key = row => of(row).dataset.value;"
+        "const apart = (p, q) => key(p) == null ? of(p).textContent.localeCompare(of(q).textContent)"
+        " : key(p) - key(q);"
+        "const order = (p, q) => (key(p) === '') - (key(q) === '') || (up ? 1 : -1) * apart(p, q);"
+        "for (const other of head.parentNode.cells) other.removeAttribute('aria-sort');"
+        "head.setAttribute('aria-sort', up ? 'ascending' : 'descending');"
+        "body.append(...[...body.rows].sort(order));"
+    )
+    said = html.escape(caption)
+    display(
+        HTML(
+            f'<div class="course-table" role="region" tabindex="0" aria-label="{said}">'
+            f'<table onclick="{html.escape(sort)}"><caption>{said}</caption>'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+    )
+
+
+def _cell(column: int, cell: str | Cell) -> str:
+    tag, scope = ("td", "") if column else ("th", ' scope="row"')
+    if isinstance(cell, str):
+        return f"<{tag}{scope}>{html.escape(cell)}</{tag}>"
+    value = "" if cell.value is None or cell.value != cell.value else f"{cell.value!r}"
+    return f'<{tag}{scope} data-value="{value}">{html.escape(cell.text)}</{tag}>'
+
+
+def text(markdown: str) -> None:
+    """Show Markdown that code has made."""
+    display(Markdown(markdown))
 
 
 def slider(draw: Callable[[Any], Figure], values: Sequence, name: str, alt: str) -> None:

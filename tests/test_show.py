@@ -4,7 +4,9 @@ import base64
 import html
 import io
 import json
+import os
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import ipywidgets
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from playwright.sync_api import sync_playwright
 
 from course_lib import check, show
 
@@ -23,6 +26,19 @@ def shown(monkeypatch):
     seen = []
     monkeypatch.setattr(show, "display", seen.append)
     return seen
+
+
+@pytest.fixture
+def page():
+    """An empty page of a browser."""
+    with sync_playwright() as playwright:
+        found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        executable = os.environ.get("CHROMIUM") or found
+        if executable is None:
+            pytest.skip("no Chromium: install it, or set CHROMIUM to its path")
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser.new_page()
+        browser.close()
 
 
 def drawing(value=1.0):
@@ -60,6 +76,93 @@ def test_two_figures_on_a_page_share_no_id(shown):
 def test_a_figure_without_words_is_refused(alt):
     with pytest.raises(ValueError, match="alt must say"):
         show.figure(drawing(), alt)
+
+
+def test_marks_with_tips_can_be_reached_and_say_what_they_are(shown):
+    fig, ax = plt.subplots()
+    ax.plot([1], [2], "o", gid="first")
+    ax.plot([3], [4], "s", gid="second one")
+    show.figure(fig, "two marks", {"first": 'a "circle" & more', "second one": "a square"})
+    (svg,) = svgs(shown[0].data)
+    assert svg.get("role") == "group" and svg.get("aria-label") == "two marks"
+    marks = [e for e in svg.iter() if e.get("tabindex") == "0"]
+    assert [e.get("aria-label") for e in marks] == ['a "circle" & more', "a square"]
+    assert [e[0].text for e in marks] == ['a "circle" & more', "a square"]  # <title>
+    assert [e.get("id").split("-", 1)[1] for e in marks] == ["first", "second one"]
+    assert all(e.get("role") == "img" and e.get("onfocus") and e.get("onmouseenter") for e in marks)
+    assert shown[0].data.endswith("</figcaption></figure>")  # which the marks' handlers write into
+
+
+def test_a_tip_for_no_mark_is_refused():
+    with pytest.raises(ValueError, match="one mark of the figure must have the gid 'lost'; 0 have"):
+        show.figure(drawing(), "a line", {"lost": "nothing"})
+
+
+ROWS = [
+    {"name": "b & c", "size": show.Cell("2.0", 2.0)},
+    {"name": "a", "size": show.Cell("10.0", 10.0)},
+    {"name": "d", "size": show.Cell("–", None)},
+]
+
+
+def test_a_table_has_heads_that_sort_and_cells_with_their_values(shown):
+    show.table(ROWS, "Sizes of <things>")
+    page = ElementTree.fromstring(shown[0].data)
+    assert page.get("role") == "region" and page.get("aria-label") == "Sizes of <things>"
+    assert page.get("tabindex") == "0" and page.find(".//caption").text == "Sizes of <things>"
+    assert [b.text for b in page.findall(".//thead/tr/th/button")] == ["name", "size"]
+    assert [e.text for e in page.findall(".//tbody/tr/th[@scope='row']")] == ["b & c", "a", "d"]
+    assert [(e.text, e.get("data-value")) for e in page.iter("td")] == [
+        ("2.0", "2.0"),
+        ("10.0", "10.0"),
+        ("–", ""),
+    ]
+
+
+def test_pressing_a_head_sorts_numbers_as_numbers_and_gaps_last(shown, page):
+    show.table(ROWS, "Sizes")
+    page.set_content(shown[0].data)
+    names = lambda: page.locator("tbody th").all_inner_texts()
+    sorts = lambda: page.eval_on_selector_all("thead th", "e => e.map(h => h.getAttribute('aria-sort'))")
+    assert names() == ["b & c", "a", "d"] and sorts() == [None, None]
+    for head, order, direction in (
+        ("size", ["b & c", "a", "d"], [None, "ascending"]),
+        ("size", ["a", "b & c", "d"], [None, "descending"]),
+        ("name", ["a", "b & c", "d"], ["ascending", None]),
+    ):
+        page.get_by_role("button", name=head).click()
+        assert names() == order and sorts() == direction
+
+
+def test_a_mark_tells_its_tip_to_keys_and_to_the_pointer(shown, page):
+    fig, ax = plt.subplots()
+    ax.plot([1], [1], "o", gid="low")
+    ax.plot([2], [2], "o", gid="high")
+    show.figure(fig, "two marks", {"low": "the first", "high": "the second"})
+    page.set_content(shown[0].data)
+    told = page.locator("figcaption")
+    page.keyboard.press("Tab")
+    assert told.inner_text() == "the first"
+    page.get_by_role("img", name="the second").hover()
+    assert told.inner_text() == "the second"
+
+
+@pytest.mark.parametrize(
+    ("rows", "caption", "said"),
+    [
+        ([], "c", "rows must be at least one"),
+        ([{"a": "1"}, {"b": "1"}], "c", "all with the same heads"),
+        ([{"a": "1"}], " ", "caption must say"),
+    ],
+)
+def test_tables_that_cannot_be_read_are_refused(rows, caption, said):
+    with pytest.raises(ValueError, match=said):
+        show.table(rows, caption)
+
+
+def test_text_is_shown_as_markdown(shown):
+    show.text("**bold**")
+    assert shown[0].data == "**bold**"
 
 
 def test_slider_holds_all_frames_and_shows_the_first(shown):
