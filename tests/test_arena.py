@@ -1,0 +1,476 @@
+"""The arena: contestants, yardstick, runner and claims."""
+
+import csv
+import itertools
+import math
+import multiprocessing.forkserver
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from torch import nn
+
+from course_lib import config
+from course_lib.arena import run as runner
+from course_lib.arena import score
+from course_lib.arena.claims import below, figures
+from course_lib.arena.families import Clock, sized
+from course_lib.arena.field import field, islands
+from course_lib.arena.run import Entry, arena, read, write
+from course_lib.arena.score import FAMILIES, budget, draw, enter, learn, measure, quality, rows
+from course_lib.diffusion.oracle import MixtureOracle
+from course_lib.diffusion.path import VP, Linear, Tabulated
+
+LEARNED = [name for name in FAMILIES if name not in ("factorized Gaussian", "mixture", "training set")]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Every family on both fields, trained for a moment."""
+    found = {}
+
+    def get(family, place):
+        if (family, place) not in found:
+            model = enter(family, place, config.start("smoke", 0))
+            found[family, place] = model, learn(model)
+        return found[family, place]
+
+    return get
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# Fields
+
+
+def test_points_are_the_truths():
+    place, truth = field("points"), islands()
+    assert place.shape == (2, 1, 1) and place.dims == 2 and place.flat
+    assert place.train.abs().max() < 1 and place.test.abs().max() < 1
+    # a linear map of a mixture is a mixture: its first two moments are known
+    rows_ = torch.cat([place.train, place.test]).flatten(1).double()
+    mean = truth.weights @ truth.means
+    second = torch.einsum("k,kij->ij", truth.weights, truth.covariances)
+    second += torch.einsum("k,ki,kj->ij", truth.weights, truth.means - mean, truth.means - mean)
+    error = second.diagonal().sqrt() / len(rows_) ** 0.5
+    assert ((rows_.mean(0) - mean).abs() < 5 * error).all()
+    assert torch.allclose(torch.cov(rows_.T), second, atol=0.02)
+
+
+def test_digits_fill_their_cells():
+    place = field("digits")
+    assert not place.flat and place.dims == 64 and place.levels == 17
+    assert len(place.train) == 1437 and len(place.test) == 360
+    cells = (place.train + 1) / 2 * 17
+    assert cells.min() >= 0 and cells.max() <= 17
+    parts = (cells - cells.floor()).flatten().numpy()
+    assert stats.kstest(parts, "uniform").pvalue > 1e-4  # uniform within a cell
+    assert place.centres.shape == (50, 64)
+
+
+def test_unknown_names_are_refused():
+    run = config.start("smoke", 0)
+    with pytest.raises(ValueError, match="field must be one of points"):
+        field("cats")
+    with pytest.raises(ValueError, match="family must be one of"):
+        enter("transformer", "points", run)
+
+
+# Clock and sizes
+
+
+def test_clock_counts_steps_and_not_looks():
+    clock, now = Clock(1.0, CPU), itertools.count()
+    hand = [0.0]
+    clock.now = lambda: hand[0]
+
+    def steps():
+        while True:
+            hand[0] += 0.25
+            yield next(now)
+
+    seen = []
+    for spent in clock.take(steps()):
+        seen.append(spent)
+        hand[0] += 100.0  # a long look
+    assert seen == [0.25, 0.5, 0.75, 1.0] and clock.past(1.0)
+
+
+def test_clock_ends_with_the_steps():
+    clock = Clock(1e9, CPU)
+    assert len(list(clock.take(iter(range(3))))) == 4  # the last says that there is no more
+    assert not clock.past(0.5)
+    for bad in (0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="limit"):
+            Clock(bad, CPU)
+
+
+def test_sized_is_the_nearest_and_refuses_a_miss():
+    build = lambda width: [nn.Linear(width, width, bias=False)]
+    (net,) = sized(build, 10_000)
+    assert net.weight.shape == (100, 100) and net.weight.device == CPU
+    assert sized(build, 10_100)[0].weight.shape == (100, 100)  # 101 would miss by 101, 100 by 100
+    with pytest.raises(ValueError, match="within a fifth of 400"):
+        sized(build, 400, multiple=32)
+
+
+# Contestants
+
+
+@pytest.mark.parametrize("place", ["points", "digits"])
+@pytest.mark.parametrize("family", LEARNED)
+def test_budget_of_parameters(trained, family, place):
+    model, _ = trained(family, place)
+    allowed = budget(model.field, model.run).parameters
+    assert abs(model.parameters() / allowed - 1) <= 0.2
+
+
+@pytest.mark.parametrize("place", ["points", "digits"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows(trained, family, place):
+    model, looks = trained(family, place)
+    assert len(looks.seconds) == len(looks.quality) > 0 and np.isfinite(looks.quality).all()
+    assert looks.seconds == sorted(looks.seconds)
+    table = list(rows(model, looks))
+    assert [row["sampler"] for row in table] == list(model.samplers())
+    for row in table:
+        images = place == "digits"
+        assert all(math.isfinite(row[name]) for name in ("w2", "mmd", "precision", "recall", "nearest"))
+        assert math.isfinite(row["frechet"]) == math.isfinite(row["kid"]) == images
+        assert math.isfinite(row["nll"]) == bool(model.density) == bool(row["nll_kind"])
+    x, again = (draw(model, row["sampler"], 20) for _ in range(2))
+    assert x.shape == (20, *model.field.shape) and torch.equal(x, again) and x.abs().max() <= 1
+
+
+@pytest.mark.parametrize("family", ["DDPM", "score", "flow", "flow, OT", "reflow"])
+def test_evaluations_are_counted_right(trained, family):
+    model, _ = trained(family, "points")
+    calls = []
+    handle = model.smooth.module.register_forward_hook(lambda *_: calls.append(1))
+    for sampler in model.samplers().values():
+        calls.clear()
+        sampler.draw(8, gen())
+        assert len(calls) == sampler.evaluations
+    handle.remove()
+
+
+def test_evaluations_of_the_latent_families(trained):
+    for place in ("points", "digits"):
+        model, _ = trained("VQ-VAE", place)
+        calls, nets = [], (model.sampled.net, model.model.decoder)
+        handles = [net.register_forward_hook(lambda *_, seen=calls: seen.append(1)) for net in nets]
+        sampler = model.samplers()["means"]
+        sampler.draw(8, gen())
+        assert len(calls) == sampler.evaluations == (3 if place == "points" else 5)
+        for handle in handles:
+            handle.remove()
+
+
+def test_mixtures_density_is_that_of_a_mixture_in_all_dimensions(trained):
+    model, _ = trained("mixture", "digits")
+    x = model.field.test[:20].flatten(1).double()
+    A, mixture = model.axes.numpy(), model.found.mixture
+    rest = model.rest.item() ** 2 * (np.eye(64) - A.T @ A)
+    weights, means, covariances = (v.numpy() for v in (mixture.weights, mixture.means, mixture.covariances))
+    parts = []
+    for w, m, S in zip(weights, means, covariances, strict=True):
+        normal = stats.multivariate_normal(model.mean.numpy() + m @ A, A.T @ S @ A + rest)
+        parts.append(np.log(w) + normal.logpdf(x.numpy()))
+    want = np.logaddexp.reduce(parts)
+    got = model.log_density(model.field.test[:20], gen())
+    assert np.allclose(got, want, rtol=1e-8)
+    # samples follow it: their mean and their variance across the kept directions
+    y = model.samplers()["exact"].draw(20_000, gen()).flatten(1).double() - model.mean
+    across = (y - y @ model.axes.T @ model.axes).square().sum(1).mean()
+    assert abs(across / (40 * model.rest**2) - 1) < 0.01
+
+
+def test_floor_is_scipys_normal(trained):
+    model, _ = trained("factorized Gaussian", "digits")
+    x = model.field.train.flatten(1).double().numpy()
+    want = stats.norm(x.mean(0), x.std(0, ddof=1)).logpdf(x[:5]).sum(1)
+    assert np.allclose(model.log_density(model.field.train[:5], gen()), want, rtol=1e-4)
+    (row,) = rows(model, learn(model))
+    held = model.field.test[: budget(model.field, model.run).held].flatten(1).double().numpy()
+    nats = stats.norm(x.mean(0), x.std(0, ddof=1)).logpdf(held).sum(1).mean()
+    # a cell has the width 2/17: so many bits a value does its number cost
+    assert row["nll"] == pytest.approx(-(nats / 64 + math.log(2 / 17)) / math.log(2), rel=1e-4)
+
+
+class Exact(nn.Module):
+    """The truth's denoiser in a network's place."""
+
+    def __init__(self, path, target):
+        super().__init__()
+        self.oracle, self.target = MixtureOracle(islands(), path), target
+
+    def forward(self, x, t):
+        return self.oracle.predict(self.target, x.flatten(1).double(), t.double()).to(x.dtype).view_as(x)
+
+
+def exact(trained, family, path, target):
+    model, _ = trained(family, "points")
+    kept = model.smooth.module
+    model.smooth.module = Exact(path, target)
+    x = islands().sample(100, generator=gen())[0].float().view(-1, 2, 1, 1)
+    found = model.log_density(x, gen()).double()
+    model.smooth.module = kept
+    return found - islands().log_prob(x.flatten(1).double())
+
+
+def test_densities_with_the_exact_denoiser(trained):
+    assert exact(trained, "score", VP(), "eps").abs().mean() < 0.1
+    assert exact(trained, "flow", Linear(), "velocity").abs().mean() < 0.1
+    gap = exact(trained, "DDPM", Tabulated.from_betas("linear", 200), "eps")
+    assert -1.0 < gap.mean() < 5 * gap.std() / 10  # a bound from below, and not far
+
+
+def test_bound_of_codes_is_below_the_sum_over_all_codes(trained):
+    model, _ = trained("VQ-VAE", "points")
+    x = model.field.test[:30]
+    k = torch.cartesian_prod(torch.arange(64), torch.arange(64)).view(-1, 1, 2)
+    with torch.no_grad():
+        prior, means = model.sampled.log_prob(k), model.model.eval().decode(k).flatten(1)
+    apart = stats.norm(means[None].numpy(), model.deviation.item()).logpdf(x.flatten(1)[:, None].numpy())
+    want = np.logaddexp.reduce(prior.numpy() + apart.sum(2), axis=1)
+    assert (model.log_density(x, gen()).numpy() <= want + 1e-4).all()
+
+
+def test_reflow_goes_on_from_its_flow():
+    model = enter("reflow", "points", config.start("smoke", 0))
+    clock = Clock(1.0, CPU)
+    hand = [0.0]
+    clock.now = lambda: hand[0]
+    taken = clock.take(model.training(clock))
+    losses = []
+    for _ in taken:
+        hand[0] += 0.0
+        losses.append(1)
+        clock.spent = len(losses) * 0.01
+        if len(losses) == 66:
+            first = {name: value.clone() for name, value in model.smooth.module.state_dict().items()}
+        if len(losses) == 67:  # the first step from the pairs; beforehand it had the averaged weights
+            break
+    apart = max((model.net.state_dict()[name] - value).abs().max() for name, value in first.items())
+    assert apart < 0.05
+
+
+# Yardstick
+
+
+def test_measure_of_the_truth_and_of_memory():
+    place = field("points")
+    fresh = place.truth.sample(500, generator=gen(1))[0].view(-1, 2, 1, 1)
+    found = measure(place, fresh, 500)
+    assert found["modes"] == 1 and found["near_modes"] > 0.97 and abs(found["mmd"]) < 0.01
+    assert 0.7 < found["nearest"] < 1.4 and found["precision"] > 0.85 and found["recall"] > 0.85
+    own = measure(place, place.train[:500], 500)
+    assert own["nearest"] == 0
+    # W2 by SciPy's assignment in the definition
+    cost = cdist(fresh.flatten(1).double(), place.test[:500].flatten(1).double(), "sqeuclidean")
+    pairs = linear_sum_assignment(cost)
+    assert found["w2"] == pytest.approx(math.sqrt(cost[pairs].mean()), rel=1e-9)
+
+
+def test_one_mode_is_one_mode():
+    place = field("points")
+    found = measure(place, place.centres[0].expand(300, 2).reshape(-1, 2, 1, 1).contiguous(), 300)
+    assert found["modes"] == pytest.approx(1 / 9) and found["near_modes"] == 1 and found["recall"] < 0.1
+
+
+def test_looks_do_not_cost_time(monkeypatch):
+    monkeypatch.setattr(score, "quality", lambda model: time.sleep(0.05) or 1.0)
+    model = enter("flow", "points", config.start("smoke", 0))
+    looks = learn(model)
+    allowed = budget(model.field, model.run).seconds
+    assert allowed <= looks.seconds[-1] < 2 * allowed
+    assert len(looks.seconds) <= len(score.MARKS)
+
+
+def test_quality_is_the_rows(trained):
+    model, looks = trained("mixture", "points")
+    assert quality(model) == pytest.approx(next(rows(model, looks))["w2"])
+
+
+# Runner
+
+FEW = dict(fields=("points",), families=("factorized Gaussian", "training set", "flow"), seeds=2)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("arena")
+    return folder, arena("smoke", folder=folder, **FEW)
+
+
+def test_arena_makes_one_table(done):
+    _, results = done
+    assert [row["family"] for row in results.rows[:2]] == ["factorized Gaussian"] * 2
+    assert {row["seed"] for row in results.rows} == {0, 1} and all(r["status"] == "ok" for r in results.rows)
+    for name in ("profile", "code", "commit", "torch", "python", "machine", "parameters", "train_seconds"):
+        assert all(name in row or name == "commit" for row in results.rows), name
+    with (results.folder / "rows.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(results.rows)
+    notebook = nbformat.read(results.folder / "points-flow-1.ipynb", 4)
+    outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert any("svg" in o.get("data", {}).get("text/html", "") for o in outputs)
+    assert {look["family"] for look in results.looks} == {"factorized Gaussian", "training set", "flow"}
+
+
+def test_arena_runs_only_what_is_missing(done):
+    folder, before = done
+    stamps = {path: path.stat().st_mtime_ns for path in before.folder.glob("*.ipynb")}
+    (before.folder / "points-flow-0.csv").unlink()
+    after = arena("smoke", folder=folder, **FEW)
+    changed = [path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
+    assert changed == ["points-flow-0.ipynb"] and len(after.rows) == len(before.rows)
+    exactly = lambda results: [r["w2"] for r in results.rows if r["family"] == "training set"]
+    assert exactly(after) == exactly(before)
+
+
+def test_a_failure_is_a_row_and_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data").write_text("no folder")  # MNIST cannot be put there
+    few = dict(families=("factorized Gaussian",), seeds=1)
+    found = arena("smoke", folder="runs", fields=("points", "mnist"), **few).rows
+    assert [row["status"] == "ok" for row in found] == [True, False]
+    assert found[1]["status"].startswith("RuntimeError: dataset 'mnist'") and "w2" not in found[1]
+    again = arena("smoke", folder="runs", fields=("mnist",), **few).rows
+    assert again[0]["status"] == found[1]["status"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
+def test_a_killed_run_is_a_row_and_the_others_go_on(tmp_path):
+    over, killed = threading.Event(), []
+
+    def kill_first():
+        while not (over.is_set() or killed):
+            server = multiprocessing.forkserver._forkserver._forkserver_pid
+            listed = Path(f"/proc/{server}/task/{server}/children")
+            for pid in listed.read_text().split() if listed.exists() else ():
+                os.kill(int(pid), signal.SIGKILL)
+                killed.append(pid)
+                return
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=kill_first)
+    thread.start()
+    families = ("flow", "factorized Gaussian")
+    found = arena("smoke", folder=tmp_path, fields=("points",), families=families, seeds=1, workers=1).rows
+    over.set()
+    thread.join()
+    assert killed and [row["family"] for row in found if row["status"] == "killed by SIGKILL"] == ["flow"]
+    assert [row["status"] for row in found if row["family"] == "factorized Gaussian"] == ["ok"]
+
+
+def test_a_run_that_cannot_write_is_a_row(tmp_path):
+    here = tmp_path / f"smoke-{runner.fingerprint()}"
+    (here / "points-flow-0.ipynb").mkdir(parents=True)  # where the notebook should go
+    families = ("flow", "training set")
+    found = arena("smoke", folder=tmp_path, fields=("points",), families=families, seeds=1).rows
+    assert {row["family"]: row["status"] for row in found} == {
+        "flow": "ended with exit code 1",
+        "training set": "ok",
+    }
+
+
+def test_arena_refuses():
+    for bad, said in (
+        ({"fields": ("points", "cats")}, "fields must be among .* got cats"),
+        ({"families": ("GAN", "flows")}, "families must be among .* got flows"),
+        ({"seeds": 1.5}, "seeds must be an integer"),
+        ({"workers": -1}, "workers must be an integer"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            arena("smoke", folder="never", **bad)
+    assert not Path("never").exists()
+
+
+def test_tables_come_back(tmp_path):
+    table = [{"a": 1, "b": "x, y", "c": math.nan}, {"a": -2.5, "d": "é"}]
+    write(tmp_path / "t.csv", table)
+    first, second = read(tmp_path / "t.csv")
+    assert first["a"] == 1 and first["b"] == "x, y" and math.isnan(first["c"]) and "d" not in first
+    assert second == {"a": -2.5, "d": "é"} and read(tmp_path / "none.csv") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_names_of_files_differ():
+    names = [Entry("points", family, seed).name for family in FAMILIES for seed in (0, 1)]
+    assert len(set(names)) == len(names) and not any(set(name) & set(" ,/") for name in names)
+
+
+def test_fingerprint_knows_the_library(tmp_path, monkeypatch):
+    before = runner.fingerprint()
+    copy = tmp_path / "course_lib"
+    copy.mkdir()
+    for path in runner.LIBRARY.rglob("*"):
+        if path.suffix in (".py", ".pt", ".ipynb"):
+            (copy / path.relative_to(runner.LIBRARY)).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path.relative_to(runner.LIBRARY)).write_bytes(path.read_bytes())
+    monkeypatch.setattr(runner, "LIBRARY", copy)
+    assert runner.fingerprint() == before
+    (copy / "gan.py").write_text("pass")
+    assert runner.fingerprint() != before
+
+
+# Claims
+
+
+def test_below_is_the_paired_t_test():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        n = rng.integers(2, 6)
+        a, b = rng.normal(size=(2, n)) + np.array([[0], [rng.normal()]])
+        found = below(dict(enumerate(a)), dict(enumerate(b)))
+        p = stats.ttest_rel(a, b, alternative="less").pvalue
+        assert found.holds == (p < 0.05) and found.seeds == n
+        interval = stats.ttest_rel(b, a, alternative="greater").confidence_interval(0.95)
+        assert found.low == pytest.approx(interval.low)
+
+
+def test_below_refuses_and_does_not_hold_where_figures_miss():
+    assert not below({0: 1.0, 1: math.nan}, {0: 2.0, 1: 3.0}).holds
+    with pytest.raises(ValueError, match="two seeds in common"):
+        below({0: 1.0, 1: 2.0}, {1: 3.0, 2: 4.0})
+    with pytest.raises(ValueError, match="confidence"):
+        below({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}, confidence=1.0)
+
+
+def test_figures_by_seed(done):
+    _, results = done
+    found = figures(results.rows, "points", "training set", "drawn", "w2")
+    assert set(found) == {0, 1}
+    with pytest.raises(ValueError, match="no rows of GAN"):
+        figures(results.rows, "points", "GAN", "generator", "w2")
+    with pytest.raises(ValueError, match="several rows"):
+        figures(results.rows * 2, "points", "training set", "drawn", "w2")
+
+
+def test_make_arena(tmp_path, monkeypatch, capsys):
+    from tools import arena as tool
+
+    monkeypatch.setattr(tool, "arena", lambda *a, **k: runner.Results([], [], tmp_path / "notebooks" / "x"))
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    tool.main(["--profile", "smoke"])
+    assert "0 rows, 0 of runs that failed" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        tool.main(["--workers", "two"])
+
+
+def test_the_run_notebook_is_stripped():
+    notebook = nbformat.read(runner.NOTEBOOK, 4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
