@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book test run handout checks classifier address lock bench clean
+.PHONY: help book test run arena handout checks classifier address lock bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ run: $(READY) ## Run a chapter into runs/: CHAPTER=04 [PROFILE=full] [DATASET=mn
 	@$(BIN)/python -m tools.run "$(CHAPTER)" $(if $(PROFILE),--profile "$(PROFILE)") \
 		$(if $(DATASET),--dataset "$(DATASET)") $(if $(SEED),--seed "$(SEED)")
 
+arena: $(READY) ## Run what is missing of chapter 09's runs: [PROFILE=full]
+	@$(BIN)/python -m tools.arena $(if $(PROFILE),--profile "$(PROFILE)")
+
 handout: $(READY) ## Write handout/: chapters without solutions, as notebooks and as scripts
 	@$(BIN)/python -m tools.handout
 
@@ -59,4 +62,4 @@ bench: $(READY) ## Measure the speed of the library beside others'
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean: ## Remove all that was made, but .venv and downloaded data
-	rm -rf _build runs handout book/verified.md
+	rm -rf _build runs notebooks/runs handout book/verified.md

@@ -149,8 +149,8 @@ def test_the_wheel_that_colab_installs_holds_every_module_and_weight(tmp_path: P
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path]
     subprocess.run([*pip, tmp_path], check=True)
     (wheel,) = tmp_path.glob("*.whl")
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".py", ".pt"))}
-    files = [path for kind in ("*.py", "*.pt") for path in (ROOT / "course_lib").rglob(kind)]
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".py", ".pt", ".ipynb"))}
+    files = [path for kind in ("*.py", "*.pt", "*.ipynb") for path in (ROOT / "course_lib").rglob(kind)]
     assert held == {str(path.relative_to(ROOT)) for path in files}
 
 
