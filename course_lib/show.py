@@ -113,7 +113,11 @@ def table(rows: Sequence[Mapping[str, str | Cell]], caption: str) -> None:
         raise ValueError(f"rows must be at least one, all with the same heads; got {[list(r) for r in rows]}")
     if not caption.strip():
         raise ValueError("caption must say what the table holds; got an empty text")
-    head = "".join(f'<th scope="col"><button type="button">{html.escape(h)}</button></th>' for h in heads)
+    kinds = (' class="number"' if isinstance(cell, Cell) else "" for cell in rows[0].values())
+    head = "".join(
+        f'<th scope="col"{kind}><button type="button">{html.escape(h)}</button></th>'
+        for h, kind in zip(heads, kinds, strict=True)
+    )
     body = "".join(f"<tr>{''.join(_cell(i, row[h]) for i, h in enumerate(heads))}</tr>" for row in rows)
     sort = (  # a first press sorts upwards, a second one downwards
         "const head = event.target.closest('th[scope=col]'); if (!head) return;"
