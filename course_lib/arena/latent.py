@@ -27,7 +27,7 @@ def to_images(net: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:
 
 
 class Autoencoder(Family):
-    """Chapter 03: a VAE of fully connected layers, whose likelihood is normal with a variance a value."""
+    """Chapter 03: a VAE, convolutional for images, whose likelihood is normal with a variance a value."""
 
     density = "bound"
 
@@ -35,20 +35,28 @@ class Autoencoder(Family):
         return [self.model]
 
     def training(self, clock: Clock) -> Iterator:
-        dims, latent = self.field.dims, self.run.pick(smoke=8, book=16, full=32)
-        latent = min(latent, dims)
+        dims, (channels, height, width) = self.field.dims, self.field.shape
+        latent = 2 if self.field.flat else self.run.pick(smoke=8, book=16, full=32)
 
-        def build(width: int) -> list[nn.Module]:
-            encoder = nn.Sequential(nn.Flatten(), mlp(dims, width, width, 2 * latent))
-            decoder = to_images(mlp(latent, width, width, dims), self.field.shape)
-            return [encoder, decoder]
+        def build(wide: int) -> list[nn.Module]:
+            if self.field.flat:
+                encoder = nn.Sequential(nn.Flatten(), mlp(dims, wide, wide, 2 * latent))
+                return [encoder, to_images(mlp(latent, wide, wide, dims), self.field.shape)]
+            small = (wide, height // 4, width // 4)
+            inside = math.prod(small)
+            before = [ConvEncoder(channels, wide, width=wide), nn.Flatten(), nn.Linear(inside, 2 * latent)]
+            after = [
+                nn.Linear(latent, inside),
+                nn.Unflatten(1, small),
+                ConvDecoder(channels, wide, width=wide),
+            ]
+            return [nn.Sequential(*before), nn.Sequential(*after)]
 
         # Where the decoder's noise begins as wide as the data, two latents of points stay unused for good.
-        width, decay = (0.3, 0.0) if self.field.flat else (1.0, 0.1)
-        noise = Gaussian(width * self.field.train.std(0))
+        noise = Gaussian((0.3 if self.field.flat else 1.0) * self.field.train.std(0))
         self.model = VAE(*sized(build, self.budget), noise, latent_dim=latent)
         loss = lambda model, x: -model(x).elbo.mean()
-        self.smooth, steps = self.fit(self.model, loss, [self.field.train], lr=3e-3, weight_decay=decay)
+        self.smooth, steps = self.fit(self.model, loss, [self.field.train], lr=3e-3)
         yield from steps
 
     def samplers(self) -> dict[str, Sampler]:
