@@ -134,7 +134,7 @@ def table(rows: Sequence[Mapping[str, str | Cell]], caption: str) -> None:
     display(
         HTML(
             f'<div class="course-table" role="region" tabindex="0" aria-label="{said}">'
-            f'<table onclick="{html.escape(sort)}"><caption>{said}</caption>'
+            f'<table onclick="{html.escape(sort)}"><caption><span>{said}</span></caption>'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
     )
