@@ -115,9 +115,9 @@ def browser():
 class Window:
     """A browser window that reaches nothing but the site, and remembers all that goes wrong."""
 
-    def __init__(self, browser: Browser, home: str, theme: str = "light") -> None:
+    def __init__(self, browser: Browser, home: str) -> None:
         self.home, self.wrong = home, []
-        self.context = browser.new_context(color_scheme=theme, reduced_motion="reduce")
+        self.context = browser.new_context(color_scheme="light", reduced_motion="reduce")
         self.context.route(lambda url: not url.startswith((home, "data:", "blob:")), self._refuse)
         self.page = self.context.new_page()
         self.page.on("console", lambda m: m.type == "error" and self.wrong.append(f"console: {m.text}"))
@@ -162,25 +162,34 @@ def holding(site: Path, text: str) -> list[str]:
     return found
 
 
-def violations(page: Page) -> list[str]:
-    """What axe finds serious or critical. Afterwards the page is not what it was."""
+def violations(page: Page, *rules: str) -> list[str]:
+    """What axe finds serious or critical, by all its rules or these. The page is not what it was then."""
     page.evaluate(THIN_OUT)
     # Without preload: axe would fetch stylesheets again, with wrong relative addresses.
-    found = Axe().run(page, options={"preload": False}).response["violations"]
+    options = {"preload": False} | ({"runOnly": rules} if rules else {})
+    found = Axe().run(page, options=options).response["violations"]
     grave = [violation for violation in found if violation["impact"] in ("serious", "critical")]
     return [f"{violation['id']}: {node['html']}" for violation in grave for node in violation["nodes"]]
 
 
-@pytest.mark.parametrize("theme", ("light", "dark"))
-def test_every_page(browser: Browser, server: str, site: Path, theme: str) -> None:
+def in_the_dark(page: Page) -> list[str]:
+    """What the dark colours make hard to read."""
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    found = violations(page, "color-contrast")
+    page.emulate_media(color_scheme="light")
+    return found
+
+
+def test_every_page(browser: Browser, server: str, site: Path) -> None:
     wrong = []
-    with Window(browser, server, theme) as window:
+    with Window(browser, server) as window:
         for path in pages(site):
             for width in (1280, 390):
                 page = window.open(path, width)
-                found = page.evaluate(FAULTS) + window.take()
-                if (theme, width) != ("dark", 390):  # colour and width were each judged
-                    found += violations(page)
+                found = page.evaluate(FAULTS) + window.take() + violations(page)
+                if width == 1280:  # a dark page differs in nothing but its colours
+                    found += in_the_dark(page)
                 wrong += [f"{path} at {width}: {fault[:300]}" for fault in found]
     assert not wrong, "\n".join(wrong)
 
@@ -196,6 +205,15 @@ def test_a_look_finds_faults(browser: Browser, server: str) -> None:
     for fault in ("image without", "not loaded", "raw LaTeX", "not typeset", "figure without", "wider than"):
         assert fault in found
     assert "2 instead of one" in found and "another host: https://example.org/" in found
+
+
+def test_a_look_in_the_dark_finds_pale_text(browser: Browser, server: str) -> None:
+    with Window(browser, server) as window:
+        page = window.open("book/intro.html")
+        assert in_the_dark(page) == []
+        page.add_style_tag(content="html[data-theme='dark'] main p { color: #333 }")
+        assert violations(page, "color-contrast") == []  # nor does it show in the light
+        assert any("color-contrast" in fault for fault in in_the_dark(page))
 
 
 def test_sliders_move_the_figure(browser: Browser, server: str, site: Path) -> None:
