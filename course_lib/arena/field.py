@@ -79,11 +79,18 @@ def _points() -> Field:
     return Field("points", draw(2000), draw(1000), rows, truth.means, 0.18, truth, None)
 
 
+def _inception() -> Callable[[Tensor], Tensor]:
+    """Inception's features, by the GPU where there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = InceptionFeatures().to(device)
+    return lambda x: torch.cat([net(part.to(device)).cpu() for part in x.split(256)])
+
+
 def _images(name: str) -> Field:
     images, generator = data.load(name), torch.Generator().manual_seed(0)
     train, test = (dequantize(x, images.levels, generator=generator) for x in (images.train, images.test))
-    features = classifier.load().features if name == "digits" else InceptionFeatures()
-    known = torch.cat([features(x) for x in train[:2000].split(256)])
+    features = classifier.load().features if name == "digits" else _inception()
+    known = features(train[:2000])
     centres = seeds(known, 50, init="k-means", generator=generator)
     far = torch.linalg.vector_norm(known - centres[nearest(known, centres)], dim=1)
     return Field(name, train, test, features, centres, far.quantile(0.95).item(), None, images.levels)
