@@ -255,9 +255,12 @@ def test_larger_images(family):
     features = lambda x: x.mean(1).flatten(1)[:, ::97]
     place = Field("mnist", noise[:200], noise[200:], features, features(noise[:5]), 1.0, None, 256)
     model = FAMILIES[family](place, config.start("smoke", 0), 400_000)
-    table = list(rows(model, learn(model)))
-    assert [row["sampler"] for row in table] == list(model.samplers())
-    assert all(math.isfinite(row["frechet"]) for row in table)
+    clock = Clock(0.2, CPU)
+    for _ in clock.take(model.training(clock)):
+        pass
+    assert draw(model, next(iter(model.samplers())), 2).shape == (2, 1, 28, 28)
+    if model.density and family != "DDPM":  # whose bound goes through all its steps
+        assert torch.isfinite(model.log_density(place.test[:2], gen())).all()
 
 
 def test_reflow_goes_on_from_its_flow():
