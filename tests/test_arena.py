@@ -292,7 +292,9 @@ def test_measure_of_the_truth_and_of_memory():
     assert found["modes"] == 1 and found["near_modes"] > 0.97 and abs(found["mmd"]) < 0.01
     assert 0.7 < found["nearest"] < 1.4 and found["precision"] > 0.85 and found["recall"] > 0.85
     own = measure(place, place.train[:500], 500)
-    assert own["nearest"] == 0
+    assert own["nearest"] == 0 and own["copies"] == 1 and found["copies"] < 0.03
+    half = measure(place, torch.cat([place.train[:200], fresh[:300]]), 500)
+    assert 0.4 <= half["copies"] < 0.43 and half["nearest"] > 0  # a median would not see them
     # W2 by SciPy's assignment in the definition
     cost = cdist(fresh.flatten(1).double(), place.test[:500].flatten(1).double(), "sqeuclidean")
     pairs = linear_sum_assignment(cost)

@@ -52,12 +52,12 @@ def budget(place: Field, run: config.Run) -> Budget:
     """The same for all families on a field."""
     if place.flat:
         return run.pick(
-            smoke=Budget(12_000, 0.3, 200, 50),
+            smoke=Budget(12_000, 0.25, 150, 50),
             book=Budget(40_000, 7.0, 1000, 500),
             full=Budget(160_000, 60.0, 1000, 1000),
         )
     return run.pick(
-        smoke=Budget(50_000, 0.3, 100, 4),
+        smoke=Budget(50_000, 0.25, 60, 4),
         book=Budget(180_000, 18.0, 360, 100),
         full=Budget(2_800_000, 240.0, 2000, 200),
     )
@@ -140,7 +140,7 @@ def measure(place: Field, x: Tensor, count: int) -> dict:
     """How far samples are from as many test data, and what they cover."""
     test, train = place.test[:count], place.train
     apart = lambda v: torch.cdist(v.flatten(1), train.flatten(1), compute_mode=EXACT)
-    near, own = (apart(v).amin(1).median() for v in (x, test))
+    near, own = (apart(v).amin(1) for v in (x, test))  # to the nearest training data
     f_x, f_test = place.features(x), place.features(test)
     width = torch.cdist(test.flatten(1), test.flatten(1)).median().item()
     shares = metrics.precision_recall(f_test, f_x)
@@ -154,5 +154,6 @@ def measure(place: Field, x: Tensor, count: int) -> dict:
         "recall": shares.recall,
         "modes": reached.covered / len(place.centres),
         "near_modes": reached.quality,
-        "nearest": (near / own).item(),
+        "nearest": (near.median() / own.median()).item(),
+        "copies": (near < own.quantile(0.01)).double().mean().item(),
     }
