@@ -68,6 +68,10 @@ class Family:
 
     def __init__(self, field: Field, run: Run, parameters: int) -> None:
         self.field, self.run, self.budget = field, run, parameters
+        self.build()
+
+    def build(self) -> None:
+        """Make the networks, which takes no training time."""
 
     def training(self, clock: Clock) -> Iterator:
         """Training steps, without an end of their own where the family can use all the time."""

@@ -76,7 +76,7 @@ def _points() -> Field:
     draw = lambda n: truth.sample(n, generator=generator)[0].view(n, 2, 1, 1)
     rows = lambda x: x.flatten(1)
     # three standard deviations of an ellipse along the ring
-    return Field("points", draw(2000), draw(1000), rows, truth.means, 0.18, truth, None)
+    return Field("points", draw(2000), draw(4000), rows, truth.means, 0.18, truth, None)
 
 
 def _inception() -> Callable[[Tensor], Tensor]:

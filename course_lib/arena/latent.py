@@ -34,7 +34,7 @@ class Autoencoder(Family):
     def networks(self) -> list[nn.Module]:
         return [self.model]
 
-    def training(self, clock: Clock) -> Iterator:
+    def build(self) -> None:
         dims, (channels, height, width) = self.field.dims, self.field.shape
         latent = 2 if self.field.flat else self.run.pick(smoke=8, book=16, full=32)
 
@@ -55,6 +55,8 @@ class Autoencoder(Family):
         # Where the decoder's noise begins as wide as the data, two latents of points stay unused for good.
         noise = Gaussian((0.3 if self.field.flat else 1.0) * self.field.train.std(0))
         self.model = VAE(*sized(build, self.budget), noise, latent_dim=latent)
+
+    def training(self, clock: Clock) -> Iterator:
         loss = lambda model, x: -model(x).elbo.mean()
         self.smooth, steps = self.fit(self.model, loss, [self.field.train], lr=3e-3)
         yield from steps
@@ -91,7 +93,7 @@ class Quantized(Family):
     def parameters(self) -> int:
         return super().parameters() + self.codes * self.dim  # the codebook's averages are buffers
 
-    def training(self, clock: Clock) -> Iterator:
+    def build(self) -> None:
         flat, (channels, height, width) = self.field.flat, self.field.shape
         self.grid = (1, 2) if flat else (height // 4, width // 4)
 
@@ -113,6 +115,8 @@ class Quantized(Family):
         self.model = VQVAE(encoder, quantizer, decoder)
         self.prior = CodePrior(net, self.codes, self.grid).to(self.run.device)
         self.deviation = self.field.train.std()
+
+    def training(self, clock: Clock) -> Iterator:
         yield from self._autoencode(clock)
         self.model.eval()
         indices = torch.cat([self.model.encode(x.to(self.run.device)) for x in self.field.train.split(1024)])
@@ -171,7 +175,7 @@ class Adversarial(Family):
     def networks(self) -> list[nn.Module]:
         return self.pair
 
-    def training(self, clock: Clock) -> Iterator:
+    def build(self) -> None:
         flat, (channels, height, _) = self.field.flat, self.field.shape
         latent = 2 if flat else self.run.pick(smoke=16, book=16, full=64)
 
@@ -185,13 +189,15 @@ class Adversarial(Family):
             return [generator, DCDiscriminator(channels, height, width=width)]
 
         self.latent, self.pair = latent, sized(build, self.budget)
+
+    def training(self, clock: Clock) -> Iterator:
         self.smooth = average(self.pair[0], self.run.pick(smoke=0.9, book=0.99, full=0.999))
-        if flat:
+        if self.field.flat:
             speed = dict(lr_generator=3e-3, lr_discriminator=3e-3, betas=(0.5, 0.9), batch_size=128)
         else:
             speed = dict(lr_generator=2e-3, lr_discriminator=2e-3, betas=(0.5, 0.99), batch_size=64)
-        config = GANConfig(STEPS, latent, "hinge", seed=self.run.seed, **speed)
-        penalty = functools.partial(r1, weight=0.02) if flat else None
+        config = GANConfig(STEPS, self.latent, "hinge", seed=self.run.seed, **speed)
+        penalty = functools.partial(r1, weight=0.02) if self.field.flat else None
         yield from train_gan(*self.pair, [self.field.train], config, penalty=penalty, ema=self.smooth)
 
     def samplers(self) -> dict[str, Sampler]:

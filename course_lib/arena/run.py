@@ -9,6 +9,7 @@ import hashlib
 import multiprocessing
 import os
 import platform
+import random
 import re
 import signal
 import subprocess
@@ -38,6 +39,7 @@ from course_lib.arena.score import FAMILIES, Looks, draw, rows
 
 LIBRARY = Path(__file__).resolve().parents[1]
 NOTEBOOK = Path(__file__).with_name("run.ipynb")
+FIRST_SEED = 100  # lower ones served for tuning, and are not measured
 FOLDER = Path("runs/arena")
 VERSIONS = ("torch", "numpy", "scipy", "scikit-learn", "torchdiffeq")
 KEPT = 500  # samples of the first sampler that are kept for the pictures
@@ -82,7 +84,7 @@ def arena(
         fields: names of `course_lib.arena.field.FIELDS`; by default points and digits, in ``full`` points,
             MNIST and Fashion-MNIST.
         families: names of `course_lib.arena.score.FAMILIES`.
-        seeds: how many, from 0; by default 2 in ``smoke``, else 3.
+        seeds: how many, from `FIRST_SEED`; by default 2 in ``smoke``, else 4.
         workers: runs at a time; by default one a core, and one in all with a GPU.
         progress: show a bar on standard output.
 
@@ -92,7 +94,7 @@ def arena(
     pick = config.Run(profile, device, 0).pick
     small = ("points", "digits")
     fields = fields or pick(smoke=small, book=small, full=("points", "mnist", "fashion-mnist"))
-    seeds = seeds or pick(smoke=2, book=3, full=3)
+    seeds = seeds or pick(smoke=2, book=4, full=4)
     for name, given, known in (("fields", fields, FIELDS), ("families", families, FAMILIES)):
         if unknown := [value for value in given if value not in known]:
             raise ValueError(f"{name} must be among {', '.join(known)}; got {', '.join(unknown)}")
@@ -101,8 +103,9 @@ def arena(
             raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
     here = Path(folder) / f"{profile}-{fingerprint()}"
     here.mkdir(parents=True, exist_ok=True)
-    # seed by seed, the long runs first: then the cores end at about the same time
-    entries = [Entry(p, f, s) for s in range(seeds) for p in reversed(fields) for f in families]
+    numbers = range(FIRST_SEED, FIRST_SEED + seeds)
+    entries = [Entry(p, f, s) for s in numbers for p in fields for f in families]
+    random.Random(0).shuffle(entries)  # so that no two families are neighbours on the machine every time
     left = [entry for entry in entries if not finished(here, entry)]
     workers = workers or (
         1
@@ -143,9 +146,8 @@ def save(model: Family, looks: Looks, folder: str | Path, entry: Entry) -> list[
     """Measure a trained family, write its looks, its samples and its rows, and return the rows."""
     base, about = Path(folder) / entry.name, _about(entry, model.run.profile)
     np.save(base.with_suffix(".npy"), draw(model, next(iter(model.samplers())), KEPT)[:KEPT].numpy())
-    seen = zip(looks.seconds, looks.quality, strict=True)
-    told = entry._asdict()
-    write(base.with_suffix(".looks.csv"), [{**told, "seconds": s, "quality": q} for s, q in seen])
+    told = [dict(zip(Looks._fields, look, strict=True)) for look in zip(*looks, strict=True)]
+    write(base.with_suffix(".looks.csv"), [{**entry._asdict(), **look} for look in told])
     found = [{**about, "status": "ok", **row} for row in rows(model, looks)]
     write(base.with_suffix(".csv"), found)
     return found

@@ -38,6 +38,7 @@ class Budget(NamedTuple):
     parameters: int
     seconds: float
     samples: int
+    draws: int  # of so many samples each, whose distances W₂ are averaged
     held: int  # test data whose density is asked for
 
 
@@ -46,20 +47,21 @@ class Looks(NamedTuple):
 
     seconds: list[float]
     quality: list[float]
+    shares: list[float]  # of the time: the mark that each look belongs to
 
 
 def budget(place: Field, run: config.Run) -> Budget:
     """The same for all families on a field."""
     if place.flat:
         return run.pick(
-            smoke=Budget(12_000, 0.25, 150, 50),
-            book=Budget(40_000, 7.0, 1000, 500),
-            full=Budget(160_000, 60.0, 1000, 1000),
+            smoke=Budget(12_000, 0.25, 150, 2, 50),
+            book=Budget(40_000, 7.0, 1000, 4, 1000),
+            full=Budget(160_000, 60.0, 1000, 4, 1000),
         )
     return run.pick(
-        smoke=Budget(50_000, 0.25, 60, 4),
-        book=Budget(180_000, 18.0, 360, 100),
-        full=Budget(2_800_000, 240.0, 2000, 200),
+        smoke=Budget(50_000, 0.25, 60, 1, 4),
+        book=Budget(180_000, 18.0, 360, 1, 100),
+        full=Budget(2_800_000, 240.0, 2000, 1, 200),
     )
 
 
@@ -73,16 +75,21 @@ def enter(family: str, place: str, run: config.Run) -> Family:
 
 def learn(model: Family) -> Looks:
     """Train until the time is spent, and look at the samples now and then: that time does not count."""
-    looks, limit = Looks([], []), budget(model.field, model.run).seconds
-    clock, marks = Clock(limit, model.run.device), list(MARKS)
-    for spent in clock.take(model.training(clock)):
-        if marks and clock.past(marks[0]):
-            marks = [mark for mark in marks if not clock.past(mark)]
-            looks.seconds.append(spent)
-            looks.quality.append(quality(model))
-    if marks:  # it ended before its time
+    looks, limit = Looks([], [], []), budget(model.field, model.run).seconds
+    clock, left = Clock(limit, model.run.device), list(MARKS)
+
+    def look() -> None:
         looks.seconds.append(clock.spent)
         looks.quality.append(quality(model))
+
+    for _ in clock.take(model.training(clock)):
+        if past := [mark for mark in left if clock.past(mark)]:
+            left = left[len(past) :]
+            looks.shares.append(past[-1])
+            look()
+    if left:  # it ended before its time
+        looks.shares.append(1.0)
+        look()
     return looks
 
 
@@ -95,10 +102,11 @@ def quality(model: Family) -> float:
     return metrics.frechet(place.features(x), place.features(place.test[:count]))
 
 
-def draw(model: Family, sampler: str, count: int) -> Tensor:
-    """Samples in the range of the data; the noise they begin with is the same for all families."""
-    generator = torch.Generator().manual_seed(10_000 + model.run.seed)
-    return model.samplers()[sampler].draw(count, generator).clamp(-1, 1)
+def draw(model: Family, sampler: str, count: int, turn: int = 0) -> Tensor:
+    """Samples, images in the range of the data; what they begin with is the same for all families."""
+    generator = torch.Generator().manual_seed(10_000 * (turn + 1) + model.run.seed)
+    x = model.samplers()[sampler].draw(count, generator)
+    return x if model.field.flat else x.clamp(-1, 1)
 
 
 def rows(model: Family, looks: Looks) -> Iterator[dict]:
@@ -118,7 +126,17 @@ def rows(model: Family, looks: Looks) -> Iterator[dict]:
             "sample_ms": 1000 * seconds / allowed.samples,
             **density,
             **measure(place, x, allowed.samples),
+            "w2": sum(distances(model, name, x)) / allowed.draws,
         }
+
+
+def distances(model: Family, sampler: str, x: Tensor) -> Iterator[float]:
+    """Exact distances W₂ of several draws, x the first, each from test data of its own."""
+    allowed = budget(model.field, model.run)
+    parts = model.field.test.split(allowed.samples)
+    for turn in range(allowed.draws):
+        x = x if turn == 0 else draw(model, sampler, allowed.samples, turn)
+        yield wasserstein(x, parts[turn])
 
 
 def log_density(model: Family) -> dict:
