@@ -84,7 +84,7 @@ def arena(
         fields: names of `course_lib.arena.field.FIELDS`; by default points and digits, in ``full`` points,
             MNIST and Fashion-MNIST.
         families: names of `course_lib.arena.score.FAMILIES`.
-        seeds: how many, from `FIRST_SEED`; by default 2 in ``smoke``, else 4.
+        seeds: how many, from `FIRST_SEED`; by default 2 in ``smoke``, 4 in ``book``, 3 in ``full``.
         workers: runs at a time; by default one a core, and one in all with a GPU.
         progress: show a bar on standard output.
 
@@ -94,7 +94,7 @@ def arena(
     pick = config.Run(profile, device, 0).pick
     small = ("points", "digits")
     fields = fields or pick(smoke=small, book=small, full=("points", "mnist", "fashion-mnist"))
-    seeds = seeds or pick(smoke=2, book=4, full=4)
+    seeds = seeds or pick(smoke=2, book=4, full=3)
     for name, given, known in (("fields", fields, FIELDS), ("families", families, FAMILIES)):
         if unknown := [value for value in given if value not in known]:
             raise ValueError(f"{name} must be among {', '.join(known)}; got {', '.join(unknown)}")

@@ -56,12 +56,12 @@ def budget(place: Field, run: config.Run) -> Budget:
         return run.pick(
             smoke=Budget(12_000, 0.25, 150, 2, 50),
             book=Budget(40_000, 7.0, 1000, 4, 1000),
-            full=Budget(160_000, 60.0, 1000, 4, 1000),
+            full=Budget(40_000, 7.0, 1000, 4, 1000),
         )
     return run.pick(
         smoke=Budget(50_000, 0.25, 60, 1, 4),
         book=Budget(180_000, 18.0, 360, 1, 100),
-        full=Budget(2_800_000, 240.0, 2000, 1, 200),
+        full=Budget(2_800_000, 20.0, 1000, 1, 100),
     )
 
 
