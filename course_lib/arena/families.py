@@ -23,7 +23,7 @@ STEPS = 10**9  # for a loop that a clock ends
 class Clock:
     """Counts the seconds of training, and not those of looking at the model in between.
 
-    On a processor the seconds are the process's own: other work on the machine does not count.
+    On a processor the seconds are the process's own: waiting for other work does not count.
     """
 
     def __init__(self, limit: float, device: torch.device) -> None:
