@@ -431,11 +431,20 @@ def test_arena_refuses():
         ({"fields": ("points", "cats")}, "fields must be among .* got cats"),
         ({"families": ("GAN", "flows")}, "families must be among .* got flows"),
         ({"seeds": 1.5}, "seeds must be an integer"),
+        ({"seeds": 0}, "seeds must be an integer"),
         ({"workers": -1}, "workers must be an integer"),
+        ({"workers": 0}, "workers must be an integer"),
+        ({"fields": ()}, "fields must name at least one"),
     ):
         with pytest.raises(ValueError, match=said):
             arena("smoke", folder="never", **bad)
     assert not Path("never").exists()
+
+
+def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
+    assert runner._commit()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runner._commit() == ""
 
 
 def test_tables_come_back(tmp_path):

@@ -85,6 +85,9 @@ def test_fingerprint_sees_all_that_outputs_depend_on(book: Path) -> None:
     assert again != changed
     (book / "course_lib" / "weights.pt").touch()
     assert fingerprint(book, "smoke") != again
+    before = fingerprint(book, "smoke")
+    (book / "course_lib" / "run.ipynb").touch()
+    assert fingerprint(book, "smoke") != before
 
 
 def test_a_broken_cell_fails_the_build_each_time_and_is_named(book: Path) -> None:

@@ -93,6 +93,10 @@ class Family:
         """Of images (B, C, H, W), in nats, (B,); or a bound on it from below."""
         raise NotImplementedError
 
+    def on_device(self, generator: torch.Generator) -> torch.Generator:
+        """A generator with the same seed on this run's device."""
+        return torch.Generator(self.run.device).manual_seed(generator.initial_seed())
+
     def fit(self, model: nn.Module, loss: Callable, tensors: list[Tensor], **options) -> tuple:
         """The averaged model, and the course's training loop for it with this run's settings."""
         decay = self.run.pick(smoke=0.9, book=0.99, full=0.999)

@@ -77,7 +77,7 @@ class Autoencoder(Family):
 
     @torch.no_grad()
     def log_density(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        on = torch.Generator(self.run.device).manual_seed(generator.initial_seed())
+        on = self.on_device(generator)
         return importance_bound(self.smooth.module, x.to(self.run.device), draws=50, generator=on).cpu()
 
 
@@ -152,8 +152,8 @@ class Quantized(Family):
         @torch.no_grad()
         def draw(n: int, generator: torch.Generator, noisy: bool = True) -> Tensor:
             was = self.model.training
-            on = torch.Generator(self.run.device).manual_seed(generator.initial_seed())
-            x = self.model.eval().decode(self.sampled.sample(n, generator=on)).cpu()
+            codes = self.sampled.sample(n, generator=self.on_device(generator))
+            x = self.model.eval().decode(codes).cpu()
             self.model.train(was)
             return x + self.deviation * torch.randn(x.shape, generator=generator) if noisy else x
 

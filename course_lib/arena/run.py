@@ -93,12 +93,18 @@ def arena(
     profile, device = config.start(profile)[:2]
     pick = config.Run(profile, device, 0).pick
     small = ("points", "digits")
-    fields = fields or pick(smoke=small, book=small, full=("points", "mnist", "fashion-mnist"))
-    seeds = seeds or pick(smoke=2, book=4, full=3)
+    if fields is None:
+        fields = pick(smoke=small, book=small, full=("points", "mnist", "fashion-mnist"))
+    if seeds is None:
+        seeds = pick(smoke=2, book=4, full=3)
+    if workers is None:
+        workers = 1 if device.type == "cuda" else _cores()
     for name, given, known in (("fields", fields, FIELDS), ("families", families, FAMILIES)):
         if unknown := [value for value in given if value not in known]:
             raise ValueError(f"{name} must be among {', '.join(known)}; got {', '.join(unknown)}")
-    for name, value in {"seeds": seeds, "workers": workers or 1}.items():
+        if not given:
+            raise ValueError(f"{name} must name at least one of {', '.join(known)}; got none")
+    for name, value in {"seeds": seeds, "workers": workers}.items():
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
     here = Path(folder) / f"{profile}-{fingerprint()}"
@@ -107,13 +113,6 @@ def arena(
     entries = [Entry(p, f, s) for s in numbers for p in fields for f in families]
     random.Random(0).shuffle(entries)  # so that no two families are neighbours on the machine every time
     left = [entry for entry in entries if not finished(here, entry)]
-    workers = workers or (
-        1
-        if device.type == "cuda"
-        else len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
     for _ in tqdm(
         _work(left, profile, here, workers),
         total=len(left), disable=not (progress and left), file=sys.stdout, unit="run",
@@ -172,6 +171,21 @@ def read(path: Path) -> list[dict]:
         return [{k: _number(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
 
 
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _commit() -> str:
+    """The library's commit; empty where it is no checkout, or where there is no git."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        said = subprocess.run(describe, cwd=LIBRARY, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return said.stdout.strip() if said.returncode == 0 else ""
+
+
 def _number(text: str) -> int | float | str:
     for kind in (int, float):
         try:
@@ -186,14 +200,11 @@ def _about(entry: Entry, profile: str) -> dict:
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     if torch.cuda.is_available():
         machine += f", {torch.cuda.get_device_name()}"
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=LIBRARY, capture_output=True, text=True
-    )
     return {
         **entry._asdict(),
         "profile": profile,
         "code": fingerprint(),
-        "commit": git.stdout.strip() if git.returncode == 0 else "",
+        "commit": _commit(),
         "python": platform.python_version(),
         **{name.replace("-", "_"): version(name) for name in VERSIONS},
         "machine": machine,

@@ -122,7 +122,7 @@ def rows(model: Family, looks: Looks) -> Iterator[dict]:
             "sampler": name,
             "evaluations": sampler.evaluations,
             "parameters": model.parameters(),
-            "train_seconds": round(looks.seconds[-1], 3) if looks.seconds else 0.0,
+            "train_seconds": round(looks.seconds[-1], 3),
             "sample_ms": 1000 * seconds / allowed.samples,
             **density,
             **measure(place, x, allowed.samples),

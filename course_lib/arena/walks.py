@@ -62,8 +62,7 @@ class Walk(Family):
             net, device = self.smooth.module.eval(), self.run.device
             start = torch.randn(n, *self.field.shape, generator=generator)
             if sampler in (ancestral, reverse_sde):
-                on = torch.Generator(device).manual_seed(generator.initial_seed())
-                options["generator"] = on
+                options["generator"] = self.on_device(generator)
             parts = [sampler(net, self.path, x.to(device), times, **options).cpu() for x in start.split(256)]
             return torch.cat(parts)
 
@@ -97,7 +96,7 @@ class Denoising(Walk):
     def log_density(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """The bound on the mass of a small cell about x, over the cell's volume."""
         net, dims = self.smooth.module.eval(), self.field.dims
-        on = torch.Generator(self.run.device).manual_seed(generator.initial_seed())
+        on = self.on_device(generator)
         edge = 1 - 2 / (self.cells - 1)
         x = x.clamp(-edge, edge)  # the outermost cells have no volume: they reach to infinity
         found = variational_bound(net, self.path, x.to(self.run.device), levels=self.cells, generator=on)
@@ -129,7 +128,7 @@ class Score(Walk):
 
     def by_flow(self, x: Tensor, generator: torch.Generator, **options) -> Tensor:
         """Of the ODE: for points the divergence is exact; for images one random sign estimates it."""
-        on = torch.Generator(self.run.device).manual_seed(generator.initial_seed())
+        on = self.on_device(generator)
         loose = {} if self.field.flat else dict(rtol=1e-3, atol=1e-3, hutchinson=1, generator=on)
         net = self.smooth.module.eval()
         return log_likelihood(net, self.path, x.to(self.run.device), **loose, **options).cpu()
@@ -138,7 +137,6 @@ class Score(Walk):
 class Flow(Score):
     """Chapter 08: the velocity of the linear path, between independent data and noise."""
 
-    end = 0.0
     couple: Callable | None = None
 
     def loss(self) -> Callable:
