@@ -41,11 +41,11 @@ def _itself(cost: Tensor, distance: Tensor) -> Tensor:
     return ~worse.any(1)
 
 
-def _nearest(*, middle: Callable = torch.median, ratios: bool = False, inside: bool = False) -> Callable:
+def _nearest(*, middle: Callable = torch.median, inside: bool = False) -> Callable:
     def answer(x: Tensor, test: Tensor, train: Tensor) -> Tensor:
         to = lambda a, b: (a[:, None] - b).norm(dim=2).amin(1)
         own = to(test, train) if not inside else to(test, torch.cat([train, x]))
-        return middle(to(x, train) / own) if ratios else middle(to(x, train)) / middle(own)
+        return middle(to(x, train)) / middle(own)
 
     return answer
 
