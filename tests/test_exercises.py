@@ -9,6 +9,7 @@ import torch
 from course_lib.exercises import Exercise, find, grade
 
 POINTS = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+WEIGHT = torch.tensor(2.0, requires_grad=True)
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,11 @@ def chapter(monkeypatch):
                 "forgotten to divide": lambda x: x.sum(0),
                 "divided by zero": lambda x: x.sum(0) * torch.nan,
             },
+        ),
+        "99-loss": Exercise(
+            reference=lambda x: (WEIGHT * x).sum(),
+            cases=lambda: [(POINTS,)],
+            mistakes={"detached it": lambda x: (WEIGHT * x).sum().detach()},
         ),
         "99-count": Exercise(lambda x: torch.tensor(len(x)), lambda: [(POINTS,)], {}),
     }
@@ -61,6 +67,12 @@ def test_not_attempted(verdict):
 ])  # fmt: skip
 def test_correct(verdict, answer):
     assert verdict(answer) == "99-mean: correct\n"
+
+
+def test_a_loss_must_have_a_gradient(verdict):
+    assert verdict(lambda x: WEIGHT * x.sum(), "99-loss") == "99-loss: correct\n"
+    said = "99-loss: not yet. Case 1 cannot be differentiated; as a loss it trains nothing."
+    assert verdict(lambda x: 2.0 * x.sum(), "99-loss") == f"{said} You may have detached it.\n"
 
 
 @pytest.mark.parametrize("answer, said", [
@@ -110,7 +122,7 @@ def test_an_answer_that_changes_its_input_cannot_cheat(verdict):
 
 
 @pytest.mark.parametrize("identity, said", [
-    ("99-median", "must be one of 99-mean, 99-count; got '99-median'"),
+    ("99-median", "must be one of 99-mean, 99-loss, 99-count; got '99-median'"),
     ("77-mean", "no chapter has the exercise '77-mean'"),
     ("mean", "no chapter has the exercise 'mean'"),
     ("", "no chapter has the exercise ''"),

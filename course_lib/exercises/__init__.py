@@ -53,7 +53,8 @@ def _difference(got: Any, want: torch.Tensor, tolerance: float) -> str | None:
     if got.shape != want.shape:
         return f"returns shape {tuple(got.shape)}; {tuple(want.shape)} is wanted"
     if _agree(got, want, tolerance):
-        return None
+        trains = got.requires_grad or not want.requires_grad
+        return None if trains else "cannot be differentiated; as a loss it trains nothing"
     if got.isnan().any():
         return "contains NaN"
     return f"is off by up to {(_float64(got) - _float64(want)).abs().max().item():.3g}"

@@ -28,7 +28,7 @@ def _naive_bound(real: Tensor, fake: Tensor) -> Tensor:
 
 def _jacobian_penalty(logit: Callable[[Tensor], Tensor], x: Tensor, gamma: float) -> Tensor:
     """Point by point, from the whole Jacobian."""
-    bend = torch.autograd.functional.jacobian(logit, x)  # (B, B, D)
+    bend = torch.autograd.functional.jacobian(logit, x, create_graph=True)  # (B, B, D)
     own = torch.stack([bend[i, i] for i in range(len(x))])
     return gamma / 2 * own.square().sum() / len(x)
 
@@ -38,12 +38,15 @@ def _slope(logit: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.autograd.grad(logit(x).sum(), x)[0]
 
 
+_weights = torch.tensor([1.0, 3.0], dtype=torch.float64, requires_grad=True)  # that the penalty trains
+
+
 def _curve(x: Tensor) -> Tensor:
-    return torch.sin(x).sum(1) * x[:, 0]
+    return _weights[0] * torch.sin(x).sum(1) * x[:, 0]
 
 
 def _wave(x: Tensor) -> Tensor:
-    return torch.exp(-x.square().sum(1)) + 3 * x[:, 1]
+    return torch.exp(-x.square().sum(1)) + _weights[1] * x[:, 1]
 
 
 def _transposed(y: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
@@ -75,6 +78,7 @@ EXERCISES = {
             "differentiated the mean of the logits, and not their sum": lambda f, x, g: (
                 g / 2 * (_slope(f, x) / len(x)).square().sum(1).mean()
             ),
+            "left out `create_graph=True`": lambda f, x, g: g / 2 * _slope(f, x).square().sum(1).mean(),
             "pulled the slope towards 1, as the gradient penalty does": lambda f, x, g: (
                 g / 2 * (_slope(f, x).norm(dim=1) - 1).square().mean()
             ),
