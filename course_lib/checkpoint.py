@@ -22,6 +22,19 @@ from torch import Tensor
 FORMAT = "course_lib checkpoint 1"
 
 
+def precision() -> str:
+    """What Accelerate is asked for: bfloat16 where the GPU has it."""
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+def make_accelerator() -> Accelerator:
+    """What both loops run on. Accelerate admits one precision a process, so both ask for the same.
+
+    It is used under `Accelerator.autocast` only; elsewhere all stays in float32.
+    """
+    return Accelerator(mixed_precision=precision())
+
+
 def batch_rows(tensors: Sequence[Tensor], config: Any, accelerator: Accelerator) -> Callable[[int], Tensor]:
     """This process's rows of a step: a function of the step alone, so that a run can resume anywhere.
 
@@ -29,10 +42,15 @@ def batch_rows(tensors: Sequence[Tensor], config: Any, accelerator: Accelerator)
     in a new order, and leaves out the rest that fills no batch.
 
     Raises:
-        ValueError: the tensors differ in length, hold no batch, or the processes cannot share one evenly.
+        ValueError: the tensors differ in length, hold no batch, are not finite, or the processes cannot share
+            a batch evenly.
     """
-    if not tensors or any(len(t) != len(tensors[0]) for t in tensors):
+    if not isinstance(tensors, list | tuple) or not tensors:
+        raise ValueError(f"tensors must be a list of one tensor at least; got {type(tensors).__name__}")
+    if any(len(t) != len(tensors[0]) for t in tensors):
         raise ValueError(f"tensors must have equal lengths; got {[len(t) for t in tensors]}")
+    if not all(torch.isfinite(t).all() for t in tensors):
+        raise ValueError("tensors must be finite; got NaN or infinity")
     n, size, parts = len(tensors[0]), config.batch_size, accelerator.num_processes
     if n < size:
         raise ValueError(f"tensors must hold at least one batch of {size}; got {n} rows")
@@ -101,6 +119,8 @@ def load(path: Path, state: dict[str, Any], config: Any, accelerator: Accelerato
         ) from error
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
         raise ValueError(f"checkpoint {path} was not written by this course's training loop")
+    if whole["step"] > config.steps:
+        raise ValueError(f"steps must be at least {whole['step']}, which checkpoint {path} has taken")
     for name, want in dataclasses.asdict(config).items():
         got = whole["config"].get(name)
         if name not in ("steps", "save_every") and got != want:

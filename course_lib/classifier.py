@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_lib import data
-from course_lib.data import require_images
+from course_lib.require import require_images
 from course_lib.train import TrainConfig, average, train
 
 WEIGHTS = Path(__file__).with_name("classifier.pt")
@@ -46,6 +46,8 @@ class DigitClassifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """The last hidden layer, (B, 64), of images (B, 1, 8, 8) in [-1, 1]; a row has mean 0, variance 1."""
         require_images("x", x, (1, 8, 8))
+        if x.dtype != self.head.weight.dtype:
+            raise ValueError(f"x must be of the network's precision, {self.head.weight.dtype}; got {x.dtype}")
         return self.body(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +78,10 @@ def fit(config: TrainConfig = CONFIG) -> DigitClassifier:
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     r"""The share of N images whose label has the largest logit; its standard error is
-    :math:`\sqrt{p (1 - p) / N}`."""
+    :math:`\sqrt{p (1 - p) / N}`. Labels are integers (N,)."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != (len(images),):
+        got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"labels must be a tensor of integers ({len(images)},); got {got}")
     return (model(images).argmax(1) == labels).double().mean().item()
 
 

@@ -3,7 +3,7 @@ r"""Colours as points in three dimensions: their moments, and affine maps betwee
 import torch
 from torch import Tensor
 
-from course_lib.data import require_images
+from course_lib.require import require_covariance, require_images, require_values
 
 METHODS = ("monge", "cholesky")
 LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601: how bright red, green and blue look
@@ -11,14 +11,18 @@ LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601: how bright red, green and blue lo
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (3,) and covariance (3, 3) of the colours of one image (1, 3, H, W), in float64."""
+    require_images("x", x, (1, 3, "H", "W"))
     flat = x[0].flatten(1).double()  # (3, H*W)
     return flat.mean(1), torch.cov(flat, correction=0)
 
 
 def root(matrix: Tensor) -> Tensor:
-    """The symmetric square root of a symmetric matrix (D, D) without negative eigenvalues."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.mT
+    """The symmetric square root of a symmetric matrix (D, D) without negative eigenvalues.
+
+    Those that are negative by rounding count as 0.
+    """
+    values, vectors = require_covariance("matrix", matrix)
+    return vectors * values.sqrt() @ vectors.mT
 
 
 def colour_map(source: Tensor, target: Tensor, method: str = "monge") -> Tensor:
@@ -28,13 +32,16 @@ def colour_map(source: Tensor, target: Tensor, method: str = "monge") -> Tensor:
     \Sigma_s^{-1/2}`, which moves colours least; ``"cholesky"`` is :math:`L_t L_s^{-1}`.
 
     Raises:
-        ValueError: the method is unknown, or the source's colours do not vary in every direction.
+        ValueError: the method is unknown, a matrix is no covariance, the two differ in size, or the source's
+            colours do not vary in every direction; with ``"cholesky"`` the target's must do so too.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    values = torch.linalg.eigvalsh(source)
-    if not values[0] > 1e-9 * values[-1]:
-        raise ValueError("source must vary in every direction; its covariance is singular")
+    for name, matrix, whole in (("source", source, True), ("target", target, method == "cholesky")):
+        values, _ = require_covariance(name, matrix)
+        if whole and not values[0] > 1e-9 * values[-1]:
+            raise ValueError(f"{name} must vary in every direction; its covariance is singular")
+    require_values("target", target, *source.shape)
     if method == "cholesky":
         lower = torch.linalg.cholesky(target)
         return torch.linalg.solve_triangular(torch.linalg.cholesky(source), lower, upper=False, left=False)
@@ -46,12 +53,11 @@ def colour_map(source: Tensor, target: Tensor, method: str = "monge") -> Tensor:
 def match_colours(x: Tensor, like: Tensor, method: str = "monge") -> Tensor:
     """Give one image the mean and the covariance of another's colours, cut to [-1, 1].
 
-    x: (1, 3, H, W), like: (1, 3, H', W'), both in [-1, 1]. See `colour_map`.
+    x: (1, 3, H, W), like: (1, 3, H', W'), both in [-1, 1]. See `colour_map`, whose source is `x` and whose
+    target is `like`.
     """
     for name, image in (("x", x), ("like", like)):
-        require_images(name, image)
-        if image.shape[:2] != (1, 3):
-            raise ValueError(f"{name} must have shape (1, 3, H, W); got {tuple(image.shape)}")
+        require_images(name, image, (1, 3, "H", "W"))
     (mean, covariance), (want, wanted) = moments(x), moments(like)
     matrix = colour_map(covariance, wanted, method)
     moved = torch.einsum("ij,njhw->nihw", matrix, x.double() - mean.view(1, 3, 1, 1))
@@ -59,13 +65,16 @@ def match_colours(x: Tensor, like: Tensor, method: str = "monge") -> Tensor:
 
 
 def luminance(x: Tensor) -> Tensor:
-    """The brightness (N, 1, H, W) of images (N, 3, H, W)."""
+    """The brightness (N, 1, H, W) of images (N, 3, H, W) in [-1, 1]."""
+    require_images("x", x, (3, "H", "W"))
     return torch.einsum("c,nchw->nhw", torch.tensor(LUMINANCE).to(x), x)[:, None]
 
 
 def with_luminance(x: Tensor, of: Tensor) -> Tensor:
-    """The image `x` with the brightness of the image `of`, cut to [-1, 1]: both (N, 3, H, W).
+    """The image `x` with the brightness of the image `of`, cut to [-1, 1]: both (N, 3, H, W) in [-1, 1].
 
     The same number is added to all three colours of a pixel, so that its differences of colours stay.
     """
+    require_images("x", x, (3, "H", "W"))
+    require_images("of", of, x.shape)
     return (x + luminance(of) - luminance(x)).clamp(-1, 1)

@@ -43,18 +43,6 @@ class Images(NamedTuple):
     levels: int
 
 
-def require_images(name: str, x: Tensor, shape: tuple[int, int, int] | None = None) -> None:
-    """Refuse what is not a batch of images (B, C, H, W) in [-1, 1]; `shape` is the (C, H, W) wanted."""
-    wanted = "(B, C, H, W)" if shape is None else f"(B, {', '.join(map(str, shape))})"
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor; got {getattr(x, 'dtype', type(x))}")
-    if x.ndim != 4 or len(x) == 0 or (shape is not None and x.shape[1:] != shape):
-        raise ValueError(f"{name} must have shape {wanted} with B at least 1; got {tuple(x.shape)}")
-    low, high = x.aminmax()
-    if not (low >= -1 and high <= 1):  # a NaN fails both
-        raise ValueError(f"{name} must lie in [-1, 1]; got values from {low:g} to {high:g}")
-
-
 def load(name: str, *, root: str | Path = "data") -> Images:
     """Load a dataset by name.
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from course_lib.gmm import GaussianMixture, require_count, require_points
+from course_lib.gmm import GaussianMixture
 from course_lib.kmeans import INITS, nearest, seeds
+from course_lib.require import require_count, require_points
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 MISSING = 1e-3  # a component with less than this much of one point is missing

@@ -1,7 +1,8 @@
 r"""Feature maps of images: random filters on a pyramid, and layers of trained networks.
 
 A feature extractor is a function from images (N, 3, H, W) in :math:`[-1, 1]` to a dictionary from a
-layer's name to its feature map (N, C, H', W'). It has no opinion on what the features are for.
+layer's name to its feature map (N, C, H', W'). It has no opinion on what the features are for. The range
+is not checked, because an optimizer may leave it for a while.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, VGG16_Weights, VGG19_Weights, alexnet
 from torchvision.models.vgg import cfgs, make_layers
+
+from course_lib.require import require_count, require_values
 
 # Luminance and two opponent colours, orthogonal. Photographs vary most in luminance, so the filters
 # would hardly see colour if the opponents did not count twice.
@@ -30,6 +33,9 @@ GATYS_CONTENT = ("relu4_2",)
 
 def halve(x: Tensor, factor: int = 2) -> Tensor:
     """Images a whole `factor` smaller, smoothed before they are thinned out: (N, C, H, W)."""
+    require_count("factor", factor)
+    if factor > min(x.shape[2:]):
+        raise ValueError(f"factor must be at most the smaller side of x, {min(x.shape[2:])}; got {factor}")
     size = (x.shape[2] // factor, x.shape[3] // factor)
     return F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
 
@@ -48,7 +54,7 @@ class RandomFeatures(nn.Module):
     Args:
         filters: the number of filters, C of every layer but the first.
         size: side of a filter in pixels, odd.
-        coarsest: the shortest side of the last level, at least `size`.
+        coarsest: the shortest side of the last level, at least `size` and 2, as it is halved once more.
         rectify: set negative responses to 0. Without it the features are linear in the image.
         generator: where the filters come from.
     """
@@ -63,11 +69,11 @@ class RandomFeatures(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if filters < 1 or size < 1 or size % 2 == 0 or coarsest < size:
-            raise ValueError(
-                "filters must be at least 1, size odd, coarsest at least size; "
-                f"got {filters}, {size}, {coarsest}"
-            )
+        require_count("filters", filters)
+        require_count("size", size)
+        if size % 2 == 0:
+            raise ValueError(f"size must be odd; got {size}")
+        require_count("coarsest", coarsest, max(size, 2))
         weight = torch.randn(filters, 3, size, size, generator=generator)
         if size > 1:
             weight -= weight.mean((2, 3), keepdim=True)
@@ -78,7 +84,7 @@ class RandomFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """x: (N, 3, H, W) to "colour", (N, 4, H, W), and "1/s", (N, C, H // s, W // s)."""
-        _require_colour(x, self.coarsest)
+        _require_colour(x, self.coarsest, torch.float32, torch.float64)
         x = torch.einsum("ij,njhw->nihw", self.opponent.to(x.dtype), x)
         found = {"colour": torch.cat([x, torch.ones_like(x[:, :1])], 1)}
         edge, scale = self.weight.shape[-1] // 2, 1
@@ -107,13 +113,13 @@ class NetworkFeatures(nn.Module):
         for part in self.net:
             if isinstance(part, nn.ReLU):
                 part.inplace = False  # else it would overwrite the layer before it
-        self.layers = layers
+        self.layers, self.least = layers, _least_side(self.net)
         self.register_buffer("mean", MEAN.view(1, 3, 1, 1))
         self.register_buffer("std", STD.view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """x: (N, 3, H, W) to a layer's (N, C, H', W') for each name."""
-        _require_colour(x, 1)
+        """x: (N, 3, H, W), of the network's precision, to a layer's (N, C, H', W') for each name."""
+        _require_colour(x, self.least, self.mean.dtype)
         x, found = (x - self.mean) / self.std, {}
         for place, part in enumerate(self.net):
             x = part(x)
@@ -123,6 +129,8 @@ class NetworkFeatures(nn.Module):
 
 def vgg_places(depth: int) -> dict[str, int]:
     """Names such as "relu4_2" (after Simonyan and Zisserman's conv4_2) and their places in torchvision's."""
+    if depth not in (16, 19):
+        raise ValueError(f"depth must be 16 or 19; got {depth!r}")
     places, block, nth, place = {}, 1, 0, 0
     for width in cfgs[{16: "D", 19: "E"}[depth]]:
         if width == "M":
@@ -198,10 +206,21 @@ def _weights(name: str, weights: AlexNet_Weights | VGG16_Weights | VGG19_Weights
     return {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
 
 
-def _require_colour(x: Tensor, side: int) -> None:
-    """Refuse what is not (N, 3, H, W) with sides of at least `side`. The optimizer may leave [-1, 1]."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4 or x.shape[1] != 3:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x)
-        raise ValueError(f"x must be a floating-point tensor (N, 3, H, W); got {got}")
+def _least_side(net: nn.Sequential) -> int:
+    """The side of the smallest square image of which the chain leaves something, by trial."""
+    for side in range(1, 256):
+        try:
+            net(torch.zeros(1, 3, side, side))
+        except RuntimeError:  # PyTorch's, of an output without pixels
+            continue
+        return side
+    return 1  # it takes other images: let PyTorch say which
+
+
+def _require_colour(x: Tensor, side: int, *precisions: torch.dtype) -> None:
+    """Refuse what is not finite (N, 3, H, W) of some precision with sides of at least `side`."""
+    require_values("x", x, "N", 3, "H", "W")
+    if x.dtype not in precisions:
+        raise ValueError(f"x must be of {' or '.join(map(str, precisions))}; got {x.dtype}")
     if min(x.shape[2:]) < side:
         raise ValueError(f"x must have sides of at least {side} pixels; got {tuple(x.shape[2:])}")

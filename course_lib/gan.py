@@ -2,7 +2,7 @@ r"""Training two networks against each other: a generator that takes a step of e
 
 The networks are handed in, and so are the losses (see `gan_losses`). As `train`, it runs on a processor, on a
 GPU and under `accelerate launch`. A step's data and noise are functions of its number, and a checkpoint holds
-the rest, so that a run can be killed and resumed at any step.
+the rest, the state of PyTorch's random numbers too, so that a run can be killed and resumed at any step.
 """
 
 import dataclasses
@@ -13,22 +13,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from course_lib.checkpoint import batch_rows, load, save
+from course_lib.checkpoint import batch_rows, load, make_accelerator, save
 from course_lib.gan_losses import GANLoss, gan_loss
+from course_lib.require import require_count, require_weight
 
 
 @dataclasses.dataclass(frozen=True)
 class GANConfig:
     """How to train. All but `steps` and `save_every` must be the same when a run is resumed.
 
-    A step trains the discriminator on `discriminator_steps` batches, then the generator once. `latent` is the
-    number of standard normal numbers that the generator gets. Both networks have an Adam optimizer of their
-    own, with `betas` for both.
+    So must the penalty and the average's decay, of which a checkpoint knows nothing. A step trains the
+    discriminator on `discriminator_steps` batches, then the generator once. `latent` is the number of
+    standard normal numbers that the generator gets. Both networks have an Adam optimizer of their own, with
+    `betas` for both.
     """
 
     steps: int
@@ -44,22 +45,16 @@ class GANConfig:
 
     def __post_init__(self) -> None:
         gan_loss(self.loss)
-        least = {
-            "steps": 1,
-            "latent": 1,
-            "batch_size": 1,
-            "discriminator_steps": 1,
-            "save_every": 0,
-            "seed": 0,
-        }
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"{name} must be an integer of at least {low}; got {value!r}")
+        for name in ("steps", "latent", "batch_size", "discriminator_steps"):
+            require_count(name, getattr(self, name))
+        require_count("save_every", self.save_every, 0)
+        require_count("seed", self.seed, 0)
         for name in ("lr_generator", "lr_discriminator"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)!r}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            if not require_weight(name, getattr(self, name)) > 0:
+                raise ValueError(f"{name} must be positive; got 0")
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise ValueError(f"betas must be a tuple of two numbers; got {self.betas!r}")
+        if not all(require_weight("betas", beta) < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in [0, 1); got {self.betas!r}")
 
 
@@ -90,9 +85,17 @@ def discriminator_losses(
     penalty: Penalty | None,
 ) -> tuple[Tensor, Tensor]:
     """The discriminator's loss on a batch, and the same with its penalty, which is to be made small."""
-    value = loss.discriminator(discriminator(real, *given), discriminator(fake, *given))
+    value = loss.discriminator(_logits(discriminator, real, *given), _logits(discriminator, fake, *given))
     extra = 0.0 if penalty is None else penalty(discriminator, real, fake, *given)
     return value, value + extra
+
+
+def _logits(discriminator: nn.Module, x: Tensor, *given: Tensor) -> Tensor:
+    """One for each point, (B,) or (B, 1)."""
+    logits = discriminator(x, *given)
+    if logits.shape not in ((len(x),), (len(x), 1)):
+        raise ValueError(f"discriminator must return ({len(x)},) or ({len(x)}, 1); got {tuple(logits.shape)}")
+    return logits
 
 
 def train_gan(
@@ -111,7 +114,7 @@ def train_gan(
 
     Args:
         generator: ``generator(z, *given)``, noise (B, latent) to points like the data's.
-        discriminator: ``discriminator(x, *given)``, points to logits (B,).
+        discriminator: ``discriminator(x, *given)``, points to logits (B,) or (B, 1).
         tensors: the data (N, …), then what both networks are given with it, such as labels (N,). Generated
             points take what a batch of real ones has.
         config: how to train.
@@ -126,7 +129,7 @@ def train_gan(
         FloatingPointError: training diverged: a loss or a gradient's norm is not finite. The message says at
             which step and in which network; that network and the checkpoint do not take it up.
     """
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = make_accelerator()
     rows = batch_rows(tensors, config, accelerator)
     loss, draws = gan_loss(config.loss), config.discriminator_steps
     part = slice(accelerator.process_index, None, accelerator.num_processes)
@@ -154,11 +157,12 @@ def train_gan(
             real, *given = (here(t[rows((step - 1) * draws + turn + 1)]) for t in tensors)
             with torch.no_grad():
                 fake = generator(latents[turn], *given)
-            if fake.shape != real.shape:
-                raise ValueError(f"generator must make points {tuple(real.shape)}; got {tuple(fake.shape)}")
+            if (fake.shape, fake.dtype) != (real.shape, real.dtype):
+                wanted, got = (f"{tuple(x.shape)} of {x.dtype}" for x in (real, fake))
+                raise ValueError(f"generator must make points {wanted}, as the data; got {got}")
             value, whole = discriminator_losses(discriminator, loss, real, fake, *given, penalty=penalty)
             _descend("discriminator", weights[1], whole, optimizers[1], step, mean)
-        cheat = loss.generator(discriminator(generator(latents[-1], *given), *given))
+        cheat = loss.generator(_logits(discriminator, generator(latents[-1], *given), *given))
         _descend("generator", weights[0], cheat, optimizers[0], step, mean)
         if ema is not None:
             ema.update_parameters(generator)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from course_lib.require import require_weight
+
 
 def cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
     r"""Minus the game's value: :math:`-\mathbb E[\log D(x)] - \mathbb E[\log(1 - D(G(z)))]`.
@@ -86,7 +88,7 @@ def gan_loss(name: str) -> GANLoss:
     Raises:
         ValueError: there is no such loss.
     """
-    if name not in LOSSES:
+    if not isinstance(name, str) or name not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {name!r}")
     return LOSSES[name]
 
@@ -99,27 +101,33 @@ def slopes(discriminator: nn.Module, x: Tensor, *conditions: Tensor) -> Tensor:
 
 
 def gradient_penalty(
-    discriminator: nn.Module, real: Tensor, fake: Tensor, *conditions: Tensor, weight: float = 10.0
+    discriminator: nn.Module,
+    real: Tensor,
+    fake: Tensor,
+    *conditions: Tensor,
+    weight: float = 10.0,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Weight times :math:`\mathbb E[(\lVert \nabla l(\hat x) \rVert - 1)^2]`.
 
-    Gulrajani et al. (2017), eq. 3. :math:`\hat x` lies uniformly on the segment between a real and a
-    generated point.
+    Gulrajani et al. (2017), eq. 3 and, for the weight, section 4. :math:`\hat x` lies uniformly on the
+    segment between a real and a generated point; `generator`, on the processor, draws where.
     """
-    share = torch.rand(len(real), *[1] * (real.ndim - 1)).to(real)
+    require_weight("weight", weight)
+    if fake.shape != real.shape:
+        raise ValueError(f"fake must have the shape of real, {tuple(real.shape)}; got {tuple(fake.shape)}")
+    share = torch.rand(len(real), *[1] * (real.ndim - 1), generator=generator).to(real)
     between = real + share * (fake - real)
     norms = (slopes(discriminator, between, *conditions) + 1e-12).sqrt()  # the root of zero has no slope
     return weight * (norms - 1).square().mean()
 
 
-def r1(
-    discriminator: nn.Module, real: Tensor, fake: Tensor, *conditions: Tensor, weight: float = 1.0
-) -> Tensor:
+def r1(discriminator: nn.Module, real: Tensor, fake: Tensor, *conditions: Tensor, weight: float) -> Tensor:
     r"""Half the weight times :math:`\mathbb E[\lVert \nabla l(x) \rVert^2]` on real x.
 
     Mescheder et al. (2018), eq. 9, where the weight is :math:`\gamma`. `fake` is not used.
     """
-    return weight / 2 * slopes(discriminator, real, *conditions).mean()
+    return require_weight("weight", weight) / 2 * slopes(discriminator, real, *conditions).mean()
 
 
 def spectral(network: nn.Module) -> nn.Module:

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from course_lib.require import require_count, require_points
+
 LOG_2PI = math.log(2 * math.pi)
 CHUNK_BYTES = 2**22  # of one chunk in every component's coordinates: about a core's cache
 # On Linux malloc gives freed blocks of this size back to the system, and every chunk would wait
@@ -149,20 +151,3 @@ class GaussianMixture:
         """The terms log π_k + log N(x | k), shape (K, n), from whitened points (K, D, n)."""
         constant = self.weights.log() - self._log_det - 0.5 * self.means.shape[1] * LOG_2PI
         return constant[:, None] - 0.5 * (y * y).sum(1)
-
-
-def require_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
-
-
-def require_points(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"{name} must be a float32 or float64 tensor; got {getattr(x, 'dtype', type(x).__name__)}"
-        )
-    if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"{name} must have two dimensions, neither empty; got shape {tuple(x.shape)}")
-    if not torch.isfinite(x).all():
-        rows = (~torch.isfinite(x)).any(1).nonzero().flatten().tolist()
-        raise ValueError(f"{name} must be finite; {len(rows)} rows are not, the first is row {rows[0]}")

@@ -9,19 +9,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from course_lib.data import require_images
+from course_lib.require import require_images
 
 RANGE = 2.0  # from -1 to 1
 
 
 def rmse(x: Tensor, y: Tensor) -> Tensor:
-    r"""Root of the mean squared difference over pixels and channels, from 0 to 2, in units of [-1, 1]."""
+    r"""Root of the mean squared difference over pixels and channels, from 0 to 2, in units of [-1, 1].
+
+    Its gradient is NaN where x = y: as a root it has none there.
+    """
     x, y = _pair(x, y)
     return (x - y).square().mean((1, 2, 3)).sqrt()
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
-    r"""Peak signal-to-noise ratio :math:`20 \log_{10}(2 / \text{RMSE})`, in decibels; infinite if x = y."""
+    r"""Peak signal-to-noise ratio :math:`20 \log_{10}(2 / \text{RMSE})`, in decibels; infinite if x = y.
+
+    Not differentiable there either; see `rmse`.
+    """
     return 20 * torch.log10(RANGE / rmse(x, y))
 
 
@@ -59,7 +65,5 @@ def ssim(x: Tensor, y: Tensor, *, window: int = 7) -> Tensor:
 def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Two batches of images of one shape, in float64; on the processor, not MPS, which has no float64."""
     require_images("x", x)
-    require_images("y", y, tuple(x.shape[1:]))
-    if len(x) != len(y):
-        raise ValueError(f"y must hold as many images as x, {len(x)}; got {len(y)}")
+    require_images("y", y, x.shape)
     return tuple((z.cpu() if z.device.type == "mps" else z).double() for z in (x, y))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import Inception_V3_Weights, inception_v3
 
-from course_lib.data import require_images
+from course_lib.require import require_images
 
 
 class InceptionFeatures(nn.Module):

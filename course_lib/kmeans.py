@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from course_lib.gmm import require_count, require_points
+from course_lib.require import require_count, require_points
 
 INITS = ("k-means++", "k-means", "random")
 

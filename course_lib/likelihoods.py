@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_lib.data import require_images
+from course_lib.require import require_count, require_images
 
 
 def dequantize(x: Tensor, levels: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -20,8 +20,7 @@ def dequantize(x: Tensor, levels: int, *, generator: torch.Generator | None = No
     A density of these bounds the mass of the levels from below (Theis et al., 2016, eq. 1).
     """
     require_images("x", x)
-    if type(levels) is not int or levels < 2:
-        raise ValueError(f"levels must be an integer of at least 2; got {levels!r}")
+    require_count("levels", levels, 2)
     k = (x + 1) / 2 * (levels - 1)
     if ((k - k.round()).abs() > 1e-3).any():
         raise ValueError(f"x must hold {levels} equally spaced levels from -1 to 1; it holds others")
@@ -35,9 +34,8 @@ def bits_per_dim(log_prob: Tensor, dims: int, levels: int) -> Tensor:
     :math:`-\log p / (D \log 2) - \log_2 \Delta`, with the width :math:`\Delta = 2/levels` of a cell.
     Given a bound on the log-density it returns a bound, from above.
     """
-    for name, value, least in (("dims", dims, 1), ("levels", levels, 2)):
-        if type(value) is not int or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+    require_count("dims", dims)
+    require_count("levels", levels, 2)
     return -log_prob / (dims * math.log(2)) + math.log2(levels / 2)
 
 

@@ -11,16 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.gmm import require_count
-from course_lib.quantize import (
-    Quantized,
-    quantized,
-    require_finite,
-    require_indices,
-    require_latents,
-    require_weight,
-    rows,
-)
+from course_lib.quantize import Quantized, quantized, require_finite, require_indices, require_latents, rows
+from course_lib.require import require_count, require_weight
 
 EPS = 1e-3  # of the paper: keeps the bounded value inside the outermost rounding cells
 

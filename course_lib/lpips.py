@@ -1,13 +1,13 @@
 r"""LPIPS: a distance of images by the directions of their features (Zhang and others, 2018)."""
 
-import re
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from course_lib.data import require_images
+from course_lib.require import require_images, require_values
 
 SHORTEST = 1e-4  # below it a length may be rounding: filters without mean see a patch of one colour as 0
 
@@ -24,6 +24,8 @@ def unit(features: Tensor) -> Tensor:
 def differences(features: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> list[Tensor]:
     r"""What LPIPS weighs: for each layer, (N, C), the mean over positions of the squared differences of
     the unit vectors."""
+    if {name: f.shape for name, f in features.items()} != {name: f.shape for name, f in others.items()}:
+        raise ValueError("features and others must have the same layers, of the same shapes")
     return [(unit(f) - unit(others[name])).square().mean((2, 3)) for name, f in features.items()]
 
 
@@ -47,21 +49,23 @@ class LPIPS(nn.Module):
     ) -> None:
         super().__init__()
         self.features = features
-        if weights is not None and not all(w.ndim == 1 and (w >= 0).all() for w in weights):
-            raise ValueError("weights must be vectors without negative entries, one for each layer")
+        for w in () if weights is None else weights:
+            require_values("weights", w, "C")
+            if (w < 0).any():
+                raise ValueError(f"weights must be at least 0; got {w.min():g}")
         self.weights = None if weights is None else nn.ParameterList([w.clone() for w in weights])
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x, y: (N, 3, H, W) in [-1, 1]. Returns (N,)."""
-        for name, images in (("x", x), ("y", y)):
-            require_images(name, images, (3, *x.shape[2:]))
+        require_images("x", x, (3, "H", "W"))
+        require_images("y", y, x.shape)
         layers = differences(self.features(x), self.features(y))
         weights = [torch.ones_like(d[0]) for d in layers] if self.weights is None else self.weights
         if [len(w) for w in weights] != [d.shape[1] for d in layers]:
             raise ValueError(
                 f"weights must have lengths {[d.shape[1] for d in layers]}; got {[len(w) for w in weights]}"
             )
-        return sum(d @ w for d, w in zip(layers, weights, strict=True))
+        return sum(d @ w.to(d.dtype) for d, w in zip(layers, weights, strict=True))
 
 
 def read_weights(path: str | Path) -> list[Tensor]:
@@ -70,8 +74,14 @@ def read_weights(path: str | Path) -> list[Tensor]:
     Raises:
         ValueError: the file holds something else.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    names = sorted(state)
-    if not names or any(not re.fullmatch(r"lin\d\.model\.1\.weight", name) for name in names):
-        raise ValueError(f"{path} must hold lin0.model.1.weight and so on; got {', '.join(names[:3])}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} must be a file that torch.save wrote; it cannot be read: {error}"
+        ) from error
+    names = [f"lin{i}.model.1.weight" for i in range(len(state))] if isinstance(state, dict) else []
+    if not names or set(state) != set(names):
+        got = ", ".join(map(str, list(state)[:3])) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path} must hold lin0.model.1.weight and so on, none left out; got {got}")
     return [state[name].flatten() for name in names]  # (1, C, 1, 1) to (C,)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from course_lib.gmm import require_count
+from course_lib.require import require_count, require_covariance
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (N, D), (M, D) -> (N, M)
 
@@ -26,7 +26,13 @@ Kernel = Callable[[Tensor, Tensor], Tensor]  # (N, D), (M, D) -> (N, M)
 def extract(features: Callable[[Tensor], Tensor], images: Tensor, *, batch: int = 256) -> Tensor:
     """Features (N, D) of images (N, C, H, W), a batch at a time."""
     require_count("batch", batch)
-    out = torch.cat([features(part) for part in images.split(batch)])
+    if not isinstance(images, Tensor) or images.ndim == 0 or len(images) == 0:
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images must be a tensor of at least one image; got {got}")
+    parts = [features(part) for part in images.split(batch)]
+    if not all(isinstance(part, Tensor) for part in parts):
+        raise ValueError(f"features must return a tensor; got {type(parts[0]).__name__}")
+    out = torch.cat(parts)
     if out.ndim != 2 or len(out) != len(images):
         wanted = f"{len(images)} images to ({len(images)}, D)"
         raise ValueError(f"features must map {wanted}; got {tuple(out.shape)}")
@@ -49,7 +55,7 @@ def frechet(x: Tensor, y: Tensor) -> float:
         ValueError: shapes differ or are not (N, D), fewer than 2 rows, or a value is not finite.
     """
     x, y = _pair(("x", x), ("y", y))
-    return frechet_distance(*_moments(x), *_moments(y))
+    return frechet_distance(*_moments("x", x), *_moments("y", y))
 
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
@@ -72,7 +78,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             wanted = f"shape {shape}" if D else "shape (D,) with D at least 1"
             raise ValueError(f"{name} must be a tensor of {wanted}; got {got}")
-        _require_finite(name, value)
+        _require_real(name, value)
     mean1, cov1, mean2, cov2 = (_float64(value) for _, value, _ in given)
     root1, root2 = _root("cov1", cov1), _root("cov2", cov2)
     # with Σ = R Rᵀ the eigenvalues under the root are the squared singular values of R₁ᵀ R₂
@@ -94,6 +100,9 @@ def mmd(x: Tensor, y: Tensor, kernel: Kernel) -> float:
     Args:
         x, y: features, at least 2 rows each.
         kernel: from rows (N, D) and (M, D) to (N, M): `cubic`, or ``rbf(bandwidth)``.
+
+    Raises:
+        ValueError: features do not fit, or the kernel's values have another shape or are not finite.
     """
     x, y = _pair(("x", x), ("y", y))
 
@@ -104,7 +113,10 @@ def mmd(x: Tensor, y: Tensor, kernel: Kernel) -> float:
     across = kernel(x, y)
     if across.shape != (len(x), len(y)):
         raise ValueError(f"kernel must return ({len(x)}, {len(y)}); got {tuple(across.shape)}")
-    return (within(x) + within(y) - 2 * across.mean()).item()
+    found = (within(x) + within(y) - 2 * across.mean()).item()
+    if not math.isfinite(found):
+        raise ValueError("kernel must return finite values of x and y, with finite sums")
+    return found
 
 
 def cubic(x: Tensor, y: Tensor) -> Tensor:
@@ -167,8 +179,8 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> PrecisionReca
 
     They see supports, not densities: as N grows, precision tends to the share of samples that lie where data
     have a density at all, times a factor below 1, which is 1 − 4⁻ᵏ on a line. From below or from above:
-    compare values of equal N and M only. The standard error is at least that of a share of M,
-    :math:`\sqrt{p (1 - p) / M}`.
+    compare values of equal N and M only. The standard error of a precision p is at least that of a share of
+    M samples, :math:`\sqrt{p (1 - p) / M}`; of a recall r that of N data, :math:`\sqrt{r (1 - r) / N}`.
 
     Raises:
         ValueError: features do not fit, or a set has not more than k rows.
@@ -233,20 +245,18 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # no digits cancel
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(name: str, features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D)."""
-    return features.mean(0), torch.cov(features.T).view(features.shape[1], -1)
+    covariance = torch.cov(features.T).view(features.shape[1], -1)
+    if not torch.isfinite(covariance).all():
+        raise ValueError(f"{name} must not be so large that its covariance overflows")
+    return features.mean(0), covariance
 
 
 def _root(name: str, covariance: Tensor) -> Tensor:
     """R with R Rᵀ = Σ, from the eigenvectors: it exists whatever the rank."""
-    scale = covariance.abs().max()
-    if (covariance - covariance.T).abs().max() > 1e-5 * scale:
-        raise ValueError(f"{name} must be symmetric")
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-    if values[0] < -1e-5 * scale:
-        raise ValueError(f"{name} must have no negative eigenvalue; got {values[0]:g}")
-    return vectors * values.clamp(min=0).sqrt()
+    values, vectors = require_covariance(name, covariance)
+    return vectors * values.sqrt()
 
 
 def _pair(first: tuple[str, Tensor], second: tuple[str, Tensor], least: int = 2) -> tuple[Tensor, Tensor]:
@@ -263,7 +273,7 @@ def _features(name: str, features: Tensor, least: int) -> Tensor:
     if not fits or len(features) < least:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"{name} must be features (N, D) of at least {least} samples; got {got}")
-    _require_finite(name, features)
+    _require_real(name, features)
     return _float64(features)
 
 
@@ -271,6 +281,8 @@ def _float64(value: Tensor) -> Tensor:
     return (value.cpu() if value.device.type == "mps" else value).detach().double()
 
 
-def _require_finite(name: str, value: Tensor) -> None:
+def _require_real(name: str, value: Tensor) -> None:
+    if value.is_complex():
+        raise ValueError(f"{name} must be real; got {value.dtype}")
     if not torch.isfinite(value).all():
         raise ValueError(f"{name} must be finite; got NaN or infinity")

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.gmm import require_count
 from course_lib.kmeans import nearest
+from course_lib.require import require_count, require_weight
 
 
 class Quantized(NamedTuple):
@@ -245,9 +245,3 @@ def require_finite(loss: Tensor) -> Tensor:
     if not torch.isfinite(loss):
         raise ValueError(f"z and the codes must be finite; their quantization error is {loss.item()}")
     return loss
-
-
-def require_weight(name: str, value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be at least 0 and finite; got {value!r}")
-    return value

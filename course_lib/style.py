@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from course_lib.data import require_images
 from course_lib.features import halve
+from course_lib.require import require_count, require_images, require_sizes, require_values, require_weight
 
 Features = Mapping[str, Tensor]
 Extractor = Callable[[Tensor], Features]
+
+FAINTEST = 1e-5  # features of a smaller root mean square may be rounding: filters without mean see one colour
 
 
 def gram(features: Tensor) -> Tensor:
@@ -23,11 +25,16 @@ def gram(features: Tensor) -> Tensor:
 
     Divided by the positions it is a mean, which does not know how large the image is; divided by the
     channels too, its entries are smaller the more of them there are (Johnson and others, 2016).
+
+    Raises:
+        ValueError: features are not a floating-point tensor (N, C, H, W), or a product is not finite.
     """
-    if features.ndim != 4 or features.numel() == 0:
-        raise ValueError(f"features must have shape (N, C, H, W), none 0; got {tuple(features.shape)}")
+    require_sizes("features", features, "N", "C", "H", "W")
     flat = features.flatten(2)  # (N, C, H*W)
-    return flat @ flat.mT / (flat.shape[1] * flat.shape[2])
+    found = flat @ flat.mT / (flat.shape[1] * flat.shape[2])
+    if not torch.isfinite(found).all():  # as any NaN makes it; there is less to look at here
+        raise ValueError("features must be finite, and so must sums of their products")
+    return found
 
 
 def style_loss(features: Features, targets: Features) -> Tensor:
@@ -39,17 +46,24 @@ def style_loss(features: Features, targets: Features) -> Tensor:
     Args:
         features: the image's features (N, C, H, W) by layer.
         targets: the style's Gram matrices (N, C, C) or (1, C, C); the layers named here count.
+
+    Raises:
+        ValueError: a layer is unknown, shapes do not fit, a value is not finite, or a Gram matrix is as small
+            as rounding makes it where filters without mean see an image of one colour.
     """
-    return _relative(features, targets, gram)
+    return _relative(features, targets, gram, FAINTEST**4)
 
 
 def content_loss(features: Features, targets: Features) -> Tensor:
     r"""How far features are from those of an image, place by place, relative to these.
 
     The mean over the layers of `targets`, and over images, of :math:`\lVert F - F' \rVert^2 / \lVert F'
-    \rVert^2`. Features and targets are (N, C, H, W).
+    \rVert^2`. Features and targets are (N, C, H, W); one image's targets (1, C, H, W) serve all images.
+
+    Raises:
+        ValueError: as in `style_loss`.
     """
-    return _relative(features, targets, lambda f: f)
+    return _relative(features, targets, lambda f: f, FAINTEST**2)
 
 
 def total_variation(x: Tensor, *, rounding: float = 1e-3) -> Tensor:
@@ -57,8 +71,12 @@ def total_variation(x: Tensor, *, rounding: float = 1e-3) -> Tensor:
 
     :math:`\sqrt{\delta_x^2 + \delta_y^2 + r^2} - r` with the differences to the next pixel on the right
     and below, which are 0 at the last column and row. The `rounding` r makes it smooth at 0
-    (Rudin, Osher and Fatemi, 1992, have r = 0).
+    (Rudin, Osher and Fatemi, 1992, have r = 0). It must be positive: without it the gradient of a flat image
+    is NaN.
     """
+    require_values("x", x, "N", "C", "H", "W")
+    if not require_weight("rounding", rounding) > 0:
+        raise ValueError("rounding must be positive; got 0")
     right = F.pad(x.diff(dim=3), (0, 1))
     below = F.pad(x.diff(dim=2), (0, 0, 0, 1))
     return ((right**2 + below**2 + rounding**2).sqrt() - rounding).mean()
@@ -86,8 +104,14 @@ def optimize(
         history: how many earlier iterations tell about the curvature.
 
     Raises:
+        ValueError: a count is not positive, `start` is no floating-point tensor, or the loss is no number.
         FloatingPointError: the loss is not finite.
     """
+    require_count("steps", steps)
+    require_count("history", history)
+    if not isinstance(start, Tensor) or not start.is_floating_point() or start.numel() == 0:
+        got = f"{getattr(start, 'dtype', type(start).__name__)} {tuple(getattr(start, 'shape', ()))}"
+        raise ValueError(f"start must be a floating-point tensor with entries; got {got}")
     x = start.detach().clone().requires_grad_()
     # max_eval bounds the line search. tolerances of 0: the number of steps decides when to stop.
     solver = torch.optim.LBFGS(
@@ -106,7 +130,12 @@ def optimize(
         nonlocal at, value, slope
         if at is None or not torch.equal(at, x):  # the first evaluation repeats the last line search's
             solver.zero_grad()
-            value = loss(x) * x.numel()
+            value = loss(x)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise ValueError(
+                    f"loss must return a tensor of one number; got {getattr(value, 'shape', value)}"
+                )
+            value = value * x.numel()
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss is {value.item()}")
             value.backward()
@@ -155,23 +184,25 @@ def transfer(
         generator: where the noise comes from.
 
     Raises:
-        ValueError: an image's shape or range is wrong, a size is no multiple of ``2**(stages - 1)``,
-            a layer is unknown, or a weight is negative.
+        ValueError: an image's shape or range is wrong, numbers or sizes of images do not fit, a size is no
+            multiple of ``2**(stages - 1)``, a layer is unknown, a weight or a count is out of range, or a
+            layer that counts sees nothing in an image, as filters without mean in one of one colour.
     """
-    if min(content_weight, tv_weight) < 0 or min(stages, steps) < 1:
-        raise ValueError(
-            "weights must be at least 0, stages and steps at least 1; "
-            f"got {content_weight}, {tv_weight}, {stages}, {steps}"
-        )
-    for name, image in {"style": style, "content": content, "start": start}.items():
-        if image is not None:
-            require_images(name, image)
-            if image.shape[1] != 3 or any(side % 2 ** (stages - 1) for side in image.shape[2:]):
-                raise ValueError(
-                    f"{name} must have shape (N, 3, H, W), H and W multiples of {2 ** (stages - 1)}; "
-                    f"got {tuple(image.shape)}"
-                )
+    require_weight("content_weight", content_weight)
+    require_weight("tv_weight", tv_weight)
+    require_count("stages", stages)
+    require_count("steps", steps)
     x = content if start is None else start
+    for name, image in {"style": style, "content": content, "start": start}.items():
+        if image is not None or name == "style":
+            require_images(name, image, (3, "H", "W"))
+            if any(side % 2 ** (stages - 1) for side in image.shape[2:]):
+                wanted = f"sides that are multiples of {2 ** (stages - 1)}"
+                raise ValueError(f"{name} must have {wanted}; got {tuple(image.shape[2:])}")
+    if content is not None and x.shape != content.shape:
+        raise ValueError(f"start must have content's shape, {tuple(content.shape)}; got {tuple(x.shape)}")
+    if x is not None and len(style) not in (1, len(x)):
+        raise ValueError(f"style must hold one image, or one for each of {len(x)}; got {len(style)}")
     if x is None:
         noise = torch.randn(style.shape, generator=generator).to(style)
         x = (style.mean((2, 3), keepdim=True) + 0.1 * noise).clamp(-1, 1)
@@ -218,12 +249,17 @@ def adain(features: Tensor, style: Tensor, *, eps: float = 1e-5) -> Tensor:
     :math:`\sigma' (F - \mu) / \sqrt{\sigma^2 + \epsilon} + \mu'` (Huang and Belongie, 2017, equation 8), with
     the moments over positions: the shortest way to move one Gaussian onto the other, channel by channel.
     Features (N, C, H, W), style (N, C, H', W') or (1, C, H', W'). `eps` keeps constant channels finite.
+
+    Raises:
+        ValueError: shapes do not fit, a value is not finite, or `eps` is negative, or is 0 and a channel of
+            the features is constant.
     """
-    if features.ndim != 4 or style.ndim != 4 or features.shape[1] != style.shape[1]:
-        raise ValueError(
-            "features and style must have shapes (N, C, H, W) with one C; "
-            f"got {tuple(features.shape)} and {tuple(style.shape)}"
-        )
+    require_values("features", features, "N", "C", "H", "W")
+    require_values("style", style, "N", features.shape[1], "H", "W")
+    if len(style) not in (1, len(features)):
+        raise ValueError(f"style must hold one image, or one for each of {len(features)}; got {len(style)}")
+    if require_weight("eps", eps) == 0 and (features.amax((2, 3)) == features.amin((2, 3))).any():
+        raise ValueError("eps must be positive where a channel of the features is constant; got 0")
     mean = lambda f: f.mean((2, 3), keepdim=True)
     var = lambda f: f.var((2, 3), correction=0, keepdim=True)
     unit = (features - mean(features)) / (var(features) + eps).sqrt()
@@ -238,13 +274,25 @@ def _pick(name: str, there: Features, wanted: Sequence[str] | None) -> dict[str,
     return {layer: there[layer] for layer in wanted}
 
 
-def _relative(features: Features, targets: Features, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """The squared distance of `of(features)` to a target, relative to it: mean over layers and images."""
+def _relative(features: Features, targets: Features, of: Callable[[Tensor], Tensor], least: float) -> Tensor:
+    """The squared distance of `of(features)` to a target, relative to it: mean over layers and images.
+
+    `least` is what the mean of a target's squares must exceed.
+    """
     found = _pick("targets", features, list(targets))
     each = []
     for name, want in targets.items():
+        got = of(found[name])
+        if got.shape[1:] != want.shape[1:] or len(want) not in (1, len(got)):
+            fits = f"{tuple(got.shape)}, or 1 in place of {len(got)}"
+            raise ValueError(f"targets must have shape {fits}, in layer {name}; got {tuple(want.shape)}")
         size = want.square().flatten(1).sum(1)
-        if not (size > 0).all():
-            raise ValueError(f"targets must not vanish, as they do in layer {name}")
-        each.append((of(found[name]) - want).square().flatten(1).sum(1) / size)
-    return torch.stack(each).mean()
+        if not torch.isfinite(size).all():
+            raise ValueError(f"targets must be finite, and so must their squares, in layer {name}")
+        if not (size > least * want[0].numel()).all():
+            raise ValueError(f"targets must not vanish, or be mere rounding, as they are in layer {name}")
+        each.append((got - want).square().flatten(1).sum(1) / size)
+    total = torch.stack(each).mean()
+    if not torch.isfinite(total):
+        raise ValueError("features must be finite, and so must squared differences from the targets")
+    return total

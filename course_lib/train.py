@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from course_lib.checkpoint import batch_rows, load, save
+from course_lib.checkpoint import batch_rows, load, make_accelerator, save
+from course_lib.require import require_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch_size": 1, "warmup": 0, "save_every": 0, "seed": 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"{name} must be an integer of at least {low}; got {value!r}")
+        for name, least in {"steps": 1, "batch_size": 1, "warmup": 0, "save_every": 0, "seed": 0}.items():
+            require_count(name, getattr(self, name), least)
         if not 0 < self.lr < float("inf") or not 0 <= self.weight_decay < float("inf"):
             raise ValueError(
                 f"lr must be positive and weight_decay at least 0; got {self.lr}, {self.weight_decay}"
@@ -105,8 +102,7 @@ def train(
         FloatingPointError: a loss or a gradient is not finite. Neither the weights nor the
             checkpoint take it up.
     """
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    accelerator = make_accelerator()
     rows = batch_rows(tensors, config, accelerator)
     memory = torch.channels_last if config.channels_last else torch.preserve_format
     model.to(accelerator.device, memory_format=memory)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_lib.data import require_images
 from course_lib.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
+from course_lib.require import require_count, require_images
 
 Likelihood = Bernoulli | ContinuousBernoulli | Gaussian
 
@@ -68,11 +68,6 @@ def _halves(what: str, statistics: Tensor, batch: int, dim: int) -> tuple[Tensor
     return statistics.to(torch.promote_types(statistics.dtype, torch.float32)).chunk(2, dim=1)
 
 
-def _require_count(name: str, n: int) -> None:
-    if type(n) is not int or n < 1:
-        raise ValueError(f"{name} must be an integer of at least 1; got {n!r}")
-
-
 def _noise(model: nn.Module, n: int, dim: int, generator: torch.Generator | None) -> Tensor:
     where = next(model.parameters())
     return torch.randn(n, dim, generator=generator, dtype=where.dtype, device=where.device)
@@ -95,7 +90,7 @@ class VAE(nn.Module):
         self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, *, latent_dim: int
     ) -> None:
         super().__init__()
-        _require_count("latent_dim", latent_dim)
+        require_count("latent_dim", latent_dim)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim = latent_dim
 
@@ -135,7 +130,7 @@ class VAE(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, *given: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The decoder's means at `n` latents from the prior, (n, C, H, W): images without pixel noise."""
-        _require_count("n", n)
+        require_count("n", n)
         return self.likelihood.mean(self.decode(_noise(self, n, self.latent_dim, generator), *given))
 
 
@@ -156,7 +151,7 @@ class ConditionalVAE(VAE):
         classes: int,
     ) -> None:
         super().__init__(encoder, decoder, likelihood, latent_dim=latent_dim)
-        _require_count("classes", classes)
+        require_count("classes", classes)
         self.classes = classes
 
     def _one_hot(self, y: Tensor, like: Tensor) -> Tensor:
@@ -206,7 +201,7 @@ class HierarchicalVAE(nn.Module):
     ) -> None:
         super().__init__()
         for dim in latent_dims:
-            _require_count("latent_dims", dim)
+            require_count("latent_dims", dim)
         if not len(encoders) == len(decoders) == len(latent_dims) > 0:
             raise ValueError(
                 "encoders, decoders and latent_dims must have one entry for each level; "
@@ -241,7 +236,7 @@ class HierarchicalVAE(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` times from the top down, and return the likelihood's means, (n, C, H, W)."""
-        _require_count("n", n)
+        require_count("n", n)
         z = _noise(self, n, self.latent_dims[-1], generator)
         for level in range(len(self.latent_dims) - 1, 0, -1):
             z = reparameterize(*self._below(level, z), generator=generator)
@@ -261,7 +256,7 @@ def importance_bound(
     With K = `draws` weights for each image (Burda et al., 2016, eq. 8). Its mean rises with K towards
     :math:`\log p_\theta(x)`. The weights are added as they come, so memory does not grow with K.
     """
-    _require_count("draws", draws)
+    require_count("draws", draws)
     total = model.log_weight(x, *given, generator=generator)
     for _ in range(draws - 1):
         total = torch.logaddexp(total, model.log_weight(x, *given, generator=generator))

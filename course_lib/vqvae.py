@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.data import require_images
-from course_lib.gmm import require_count
 from course_lib.quantize import Quantized, require_indices
+from course_lib.require import require_count, require_images
 
 
 class Reconstruction(NamedTuple):

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import multiprocessing
 import multiprocessing.forkserver
 import os
 import signal
@@ -23,7 +24,7 @@ from course_lib import config
 from course_lib.arena import run as runner
 from course_lib.arena import score
 from course_lib.arena.claims import below, figures
-from course_lib.arena.families import Clock, sized
+from course_lib.arena.families import Clock, Sampler, sized
 from course_lib.arena.field import Field, field, islands
 from course_lib.arena.run import Entry, arena, read, write
 from course_lib.arena.score import FAMILIES, budget, draw, enter, learn, measure, quality, rows
@@ -265,23 +266,63 @@ def test_larger_images(family):
         assert torch.isfinite(model.log_density(place.test[:2], gen())).all()
 
 
-def test_reflow_goes_on_from_its_flow():
+def by_heun(net, x):
+    """From time 1 to 0 in ten steps of Heun's method, the last one of Euler's, written out."""
+    times = torch.linspace(1, 0, 11, dtype=torch.float64).pow(1.25).to(x)
+    for t, s in itertools.pairwise(times):
+        u = net(x, t.expand(len(x)))
+        if s > 0:
+            u = (u + net(x + (s - t) * u, s.expand(len(x)))) / 2
+        x = x + (s - t) * u
+    return x
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_reflow_learns_its_first_flows_pairs_from_where_that_ended(slow):
     model = enter("reflow", "points", config.start("smoke", 0))
-    clock = Clock(1.0, CPU)
-    hand = [0.0]
-    clock.now = lambda: hand[0]
-    taken = clock.take(model.training(clock))
-    losses = []
-    for _ in taken:
-        hand[0] += 0.0
-        losses.append(1)
-        clock.spent = len(losses) * 0.01
-        if len(losses) == 66:
-            first = {name: value.clone() for name, value in model.smooth.module.state_dict().items()}
-        if len(losses) == 67:  # the first step from the pairs; beforehand it had the averaged weights
+    clock, told, learn_ = Clock(1.0, CPU), [], model.learn
+
+    def spy(net, loss, tensors):
+        weights = {name: value.clone() for name, value in net.state_dict().items()}
+        told.append((tensors, weights, getattr(model, "smooth", None)))
+        yield from learn_(net, loss, tensors)
+
+    model.learn = spy
+    for _ in model.training(clock):
+        clock.spent += 0.01 if clock.spent < 2 / 3 or not slow else 0.2
+        if len(told) == 2:
             break
-    apart = max((model.net.state_dict()[name] - value).abs().max() for name, value in first.items())
-    assert apart < 0.05
+    (first, *_), ((data, noise), weights, teacher) = told
+    assert torch.equal(first[0], model.field.train)
+    assert len(data) == len(noise) == (256 if slow else 2000)  # no more pairs than there is time for
+    teacher = teacher.module.eval()
+    assert all(torch.equal(weights[name], value) for name, value in teacher.state_dict().items())
+    with torch.no_grad():
+        torch.testing.assert_close(by_heun(teacher, noise[:50]), data[:50], rtol=1e-4, atol=1e-5)
+
+
+def test_optimal_coupling_shortens_the_way():
+    model, ways = enter("flow, OT", "points", config.start("smoke", 0)), []
+    couple = model.couple
+
+    def spy(x0, eps, *rest):
+        found = couple(x0, eps, *rest)
+        ways.append([(x0 - e).square().sum() for e in (eps, found)])
+        return found
+
+    model.couple = spy
+    for _, _ in zip(range(5), model.training(Clock(1.0, CPU)), strict=False):
+        pass
+    assert len(ways) == 5 and all(after < 0.9 * before for before, after in ways)
+
+
+def test_noise_under_way_is_not_the_start_again():
+    model, given = enter("score", "points", config.start("smoke", 0)), gen(3)
+    start = torch.randn(4000, generator=given)
+    later = torch.randn(4000, generator=model.on_device(given))
+    again = torch.randn(4000, generator=model.on_device(gen(3)))
+    for a, b in ((start, later), (start, again)):
+        assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 5 / 4000**0.5
 
 
 # Yardstick
@@ -290,12 +331,12 @@ def test_reflow_goes_on_from_its_flow():
 def test_measure_of_the_truth_and_of_memory():
     place = field("points")
     fresh = place.truth.sample(500, generator=gen(1))[0].view(-1, 2, 1, 1)
-    found = measure(place, fresh, 500)
+    found = measure(place, fresh)
     assert found["modes"] == 1 and found["near_modes"] > 0.97 and abs(found["mmd"]) < 0.01
     assert 0.7 < found["nearest"] < 1.4 and found["precision"] > 0.85 and found["recall"] > 0.85
-    own = measure(place, place.train[:500], 500)
+    own = measure(place, place.train[:500])
     assert own["nearest"] == 0 and own["copies"] == 1 and found["copies"] < 0.03
-    half = measure(place, torch.cat([place.train[:200], fresh[:300]]), 500)
+    half = measure(place, torch.cat([place.train[:200], fresh[:300]]))
     assert 0.4 <= half["copies"] < 0.43 and half["nearest"] > 0  # a median would not see them
     # W2 by SciPy's assignment in the definition
     cost = cdist(fresh.flatten(1).double(), place.test[:500].flatten(1).double(), "sqeuclidean")
@@ -305,7 +346,7 @@ def test_measure_of_the_truth_and_of_memory():
 
 def test_one_mode_is_one_mode():
     place = field("points")
-    found = measure(place, place.centres[0].expand(300, 2).reshape(-1, 2, 1, 1).contiguous(), 300)
+    found = measure(place, place.centres[0].expand(300, 2).reshape(-1, 2, 1, 1).contiguous())
     assert found["modes"] == pytest.approx(1 / 9) and found["near_modes"] == 1 and found["recall"] < 0.1
 
 
@@ -324,6 +365,19 @@ def test_looks_do_not_cost_time(monkeypatch):
     allowed = budget(model.field, model.run).seconds
     assert allowed <= looks.seconds[-1] < 2 * allowed
     assert len(looks.seconds) <= len(score.MARKS)
+
+
+def test_sampling_is_timed_by_the_sample():
+    model = enter("factorized Gaussian", "digits", config.start("smoke", 0))
+    looks, exact = learn(model), model.samplers()["exact"].draw
+
+    def slow(n, generator):
+        burn(0.002 * n)
+        return exact(n, generator)
+
+    model.samplers = lambda: {"exact": Sampler(0, slow)}
+    (row,) = rows(model, looks)
+    assert 2 <= row["sample_ms"] < 3
 
 
 def test_quality_is_the_rows(trained):
@@ -473,6 +527,47 @@ def test_fingerprint_knows_the_library(tmp_path, monkeypatch):
     assert runner.fingerprint() == before
     (copy / "gan.py").write_text("pass")
     assert runner.fingerprint() != before
+    with pytest.raises(RuntimeError, match="have changed since their import"):
+        arena("smoke", folder=tmp_path / "runs", **FEW)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cut_table_is_not_a_finished_run(done, tmp_path):
+    _, results = done
+    whole = (results.folder / "points-training-set-100.csv").read_bytes()
+    entry, path = Entry("points", "training set", 100), tmp_path / "points-training-set-100.csv"
+    path.write_bytes(whole)
+    assert runner.finished(tmp_path, entry)
+    for length in range(len(whole.rstrip())):
+        path.write_bytes(whole[:length])
+        assert not runner.finished(tmp_path, entry), length
+
+
+def test_a_run_that_fails_when_measured_leaves_no_figures(trained, tmp_path, monkeypatch):
+    def fails(model, looks):
+        raise FloatingPointError("no number")
+
+    monkeypatch.setattr(runner, "rows", fails)
+    with pytest.raises(FloatingPointError):
+        runner.save(*trained("mixture", "points"), tmp_path, Entry("points", "mixture", 0))
+    assert not list(tmp_path.iterdir())
+
+
+def _write_often(path):
+    for n in range(200):
+        write(path, [{"n": n, "text": "x" * 1000}])
+        assert len(read(path)) == 1
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_two_processes_may_write_one_table(tmp_path):
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=_write_often, args=(tmp_path / "t.csv",)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
 
 
 # Claims
@@ -493,6 +588,7 @@ def test_below_is_the_paired_t_test():
 def test_below_refuses_and_does_not_hold_where_figures_miss():
     assert not below({0: 1.0, 1: math.nan}, {0: 2.0, 1: 3.0}).holds
     assert not below({0: 0.1, 1: 0.2}, {0: 1.1, 1: 1.2}).holds  # no spread to judge by
+    assert not below({0: 0.8, 1: 0.6}, {0: 0.82, 1: 0.62}).holds  # nor here, but for rounding
     with pytest.raises(ValueError, match="two seeds in common"):
         below({0: 1.0, 1: 2.0}, {1: 3.0, 2: 4.0})
     with pytest.raises(ValueError, match="confidence"):

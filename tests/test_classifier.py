@@ -91,9 +91,18 @@ def test_distances_see_what_is_wrong_with_images(seed):
     (torch.zeros(2, 1, 28, 28), r"x must have shape \(B, 1, 8, 8\).*got \(2, 1, 28, 28\)"),
     (torch.zeros(2, 3, 8, 8), r"x must have shape \(B, 1, 8, 8\).*got \(2, 3, 8, 8\)"),
     (torch.full((2, 1, 8, 8), 16.0), r"x must lie in \[-1, 1\]; got values from 16 to 16"),
+    (torch.zeros(2, 1, 8, 8, dtype=torch.float64), "x must be of the network's precision, torch.float32"),
 ])  # fmt: skip
 def test_bad_images(x, match):
     model = classifier.load()
     for call in (model, model.features):
         with pytest.raises(ValueError, match=match):
             call(x)
+
+
+def test_accuracy_does_not_broadcast_labels():
+    model, x, labels = classifier.load(), DIGITS.test, DIGITS.test_labels
+    assert classifier.accuracy(model, x, labels.int()) == classifier.accuracy(model, x, labels)
+    for bad in (labels[:, None], labels[:1], labels[:-1], labels.float(), labels.numpy(), 3):
+        with pytest.raises(ValueError, match=r"labels must be a tensor of integers \(360,\)"):
+            classifier.accuracy(model, x, bad)

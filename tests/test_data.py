@@ -101,31 +101,6 @@ def test_unknown_names_are_refused(name):
         data.load(name)
 
 
-@pytest.mark.parametrize(
-    ("x", "said"),
-    [
-        (torch.zeros(2, 8, 8), "(B, 1, 8, 8) with B at least 1; got (2, 8, 8)"),
-        (torch.zeros(2, 3, 8, 8), "(B, 1, 8, 8) with B at least 1; got (2, 3, 8, 8)"),
-        (torch.zeros(0, 1, 8, 8), "(B, 1, 8, 8) with B at least 1; got (0, 1, 8, 8)"),
-        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "floating-point tensor; got torch.uint8"),
-        (np.zeros((2, 1, 8, 8)), "floating-point tensor; got float64"),
-        (torch.full((2, 1, 8, 8), 255.0), "[-1, 1]; got values from 255 to 255"),
-        (torch.full((2, 1, 8, 8), -1.01), "[-1, 1]; got values from -1.01"),
-        (torch.full((2, 1, 8, 8), float("nan")), "[-1, 1]; got values from nan"),
-    ],
-)
-def test_require_images_refuses(x, said):
-    with pytest.raises(ValueError, match="pixels must") as refused:
-        data.require_images("pixels", x, (1, 8, 8))
-    assert said in str(refused.value)
-
-
-def test_require_images_takes_any_shape_unless_told():
-    data.require_images("x", torch.rand(1, 3, 5, 7) * 2 - 1)
-    with pytest.raises(ValueError, match=r"x must have shape \(B, C, H, W\)"):
-        data.require_images("x", torch.zeros(4))
-
-
 @pytest.mark.parametrize("name", data.PHOTOS)
 def test_every_photograph_is_bundled(name, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a download was tried"))

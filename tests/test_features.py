@@ -77,17 +77,29 @@ def test_filters_follow_the_generator(seed):
     assert not torch.equal(make(), RandomFeatures(3, generator=torch.Generator().manual_seed(9)).weight)
 
 
-@pytest.mark.parametrize("arguments", [(0,), (4, 4), (4, 0)])
-def test_bad_filters_are_refused(arguments):
-    with pytest.raises(ValueError, match="filters must be at least 1, size odd"):
-        RandomFeatures(*arguments)
-    with pytest.raises(ValueError, match="coarsest at least size"):
-        RandomFeatures(4, 7, coarsest=6)
+@pytest.mark.parametrize("arguments, said", [
+    (dict(filters=0), "filters must be an integer of at least 1; got 0"),
+    (dict(filters=4.0), "filters must be an integer"),
+    (dict(size=4), "size must be odd; got 4"),
+    (dict(size=0), "size must be an integer of at least 1; got 0"),
+    (dict(size=7, coarsest=6), "coarsest must be an integer of at least 7; got 6"),
+    (dict(size=1, coarsest=1), "coarsest must be an integer of at least 2; got 1"),
+])  # fmt: skip
+def test_bad_filters_are_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        RandomFeatures(**arguments)
+
+
+def test_the_smallest_filters_and_levels_work():
+    assert list(RandomFeatures(4, 1, coarsest=2)(images(side=5))) == ["colour", "1/1", "1/2"]
 
 
 @pytest.mark.parametrize("x, said", [
-    (torch.zeros(1, 1, 32, 32), r"\(N, 3, H, W\); got \(1, 1, 32, 32\)"),
+    (torch.zeros(1, 1, 32, 32), r"\(N, 3, H, W\), none of them 0; got \(1, 1, 32, 32\)"),
     (torch.zeros(3, 32, 32), r"\(N, 3, H, W\)"),
+    (torch.zeros(0, 3, 32, 32), r"\(N, 3, H, W\)"),
+    (torch.full((1, 3, 32, 32), float("nan")), "x must be finite"),
+    (torch.zeros(1, 3, 32, 32).half(), "x must be of torch.float32 or torch.float64; got torch.float16"),
     (torch.zeros(1, 3, 32, 32, dtype=torch.int64), "floating-point"),
     (np.zeros((1, 3, 32, 32)), "floating-point"),
     (torch.zeros(1, 3, 32, 15), "sides of at least 16 pixels"),
@@ -167,6 +179,29 @@ def test_missing_weights_name_the_bundled_default(cache, make, name):
         make()
 
 
+@pytest.mark.parametrize("make, least", [  # four poolings halve 16, one halves 2
+    (lambda: VGGFeatures(pretrained=False), 16),
+    (lambda: VGGFeatures(["relu2_1"], pretrained=False), 2),
+    (lambda: lpips_backbone("vgg", pretrained=False), 16),
+    (lambda: lpips_backbone("alex", pretrained=False), 31),  # 3 before its last pooling, 7 before the first
+])  # fmt: skip
+def test_networks_refuse_images_of_which_nothing_would_be_left(make, least):
+    extract = make()
+    assert all(0 not in f.shape for f in extract(images(side=least)).values())
+    small = images(side=least + 8)[:, :, : least - 1]
+    with pytest.raises(ValueError, match=f"sides of at least {least} pixels; got .{least - 1}, {least + 8}"):
+        extract(small)
+    with pytest.raises(RuntimeError):  # PyTorch itself cannot
+        extract.net(small)
+
+
+def test_networks_refuse_another_precision():
+    extract = VGGFeatures(["relu1_1"], pretrained=False)
+    with pytest.raises(ValueError, match=r"x must be of torch\.float32; got torch.float64"):
+        extract(images(dtype=torch.float64))
+    assert extract.double()(images(dtype=torch.float64))["relu1_1"].dtype == torch.float64
+
+
 def test_a_gradient_reaches_the_pixels():
     x = images().requires_grad_()
     VGGFeatures(["relu3_1"], pretrained=False)(x)["relu3_1"].sum().backward()
@@ -183,6 +218,7 @@ def test_names_follow_the_published_architecture():
     (lambda: NetworkFeatures(nn.Sequential(nn.ReLU()), {}), "layers must name places"),
     (lambda: NetworkFeatures(nn.Sequential(nn.ReLU()), {"a": 1}), "from 0 to 0"),
     (lambda: lpips_backbone("resnet"), "alex or vgg; got 'resnet'"),
+    (lambda: vgg_places(11), "depth must be 16 or 19; got 11"),
 ])  # fmt: skip
 def test_unknown_layers_and_networks_are_refused(make, said):
     with pytest.raises(ValueError, match=said):
@@ -194,3 +230,22 @@ def test_halve_averages_with_weights_that_sum_to_one():
     assert halve(x).shape == (1, 1, 4, 4) and halve(x, 4).shape == (1, 1, 2, 2)
     torch.testing.assert_close(halve(torch.full((1, 3, 8, 8), 0.3)), torch.full((1, 3, 4, 4), 0.3))
     assert features.halve(x, 1).equal(x)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_halve_weighs_pixels_by_a_triangle_as_wide_as_two_new_ones(factor):
+    """Written as loops; so it removes what is too fine for the small image, such as a checkerboard."""
+    x = images(side=12, dtype=torch.float64)
+    weights = np.zeros((12 // factor, 12))
+    for i, j in np.ndindex(*weights.shape):
+        weights[i, j] = max(0, 1 - abs((j + 0.5) - (i + 0.5) * factor) / factor)
+    weights /= weights.sum(1, keepdims=True)
+    np.testing.assert_allclose(halve(x, factor), weights @ x.numpy() @ weights.T, atol=1e-6)
+    board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(8, 8)[None, None]
+    assert halve(board, 4)[..., 1:-1, 1:-1].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("factor", [0, -1, 1.5, 9])
+def test_halve_refuses(factor):
+    with pytest.raises(ValueError, match="factor must be"):
+        halve(torch.zeros(1, 1, 8, 12), factor)

@@ -80,7 +80,7 @@ def test_every_generator_loss_pushes_fake_logits_up(name):
     assert (slope < 0).all()
 
 
-@pytest.mark.parametrize("name", ["", "wgan", "Hinge", None])
+@pytest.mark.parametrize("name", ["", "wgan", "Hinge", None, ["hinge"]])
 def test_an_unknown_loss_is_refused(name):
     with pytest.raises(ValueError, match=r"loss must be one of saturating, .*; got"):
         gan_loss(name)
@@ -130,9 +130,47 @@ def test_gradient_penalty_looks_between_the_points():
     assert abs(got - 13 / 3) < 5 * se
 
 
+def test_gradient_penalty_looks_on_the_segment_only():
+    """The critic (x - y)²/2 is flat on the diagonal, and nowhere else in the square around it."""
+    critic = lambda x: (x[:, 0] - x[:, 1]).square() / 2
+    got = gradient_penalty(critic, torch.zeros(500, 2), torch.full((500, 2), 2.0), weight=1.0)
+    assert got.item() == pytest.approx(1, abs=1e-4)
+
+
+def test_penalties_know_the_labels():
+    rows = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).double()
+    labels = torch.tensor([0, 2, 2, 1, 0])
+    judge = lambda x, y: (x * rows[y]).sum(1)  # its slope at a point of class y is row y
+    norms = np.linalg.norm(rows.numpy(), axis=1)[labels.numpy()]
+    x = points(5).double()
+    assert r1(judge, x, x + 1, labels, weight=0.6).item() == pytest.approx(0.3 * (norms**2).mean())
+    got = gradient_penalty(judge, x, x + 1, labels, weight=3.0).item()
+    assert got == pytest.approx(3 * ((norms - 1) ** 2).mean(), rel=1e-6)
+
+
+def test_the_generator_says_where_the_gradient_penalty_looks():
+    critic = lambda x: x.square().sum(1)
+    there = lambda seed: gradient_penalty(
+        critic, points(), points() + 1, generator=torch.Generator().manual_seed(seed)
+    )
+    assert torch.equal(there(0), there(0)) and not torch.equal(there(0), there(1))
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), "1"])
+def test_a_weight_that_is_none_is_refused(weight):
+    for penalty in (r1, gradient_penalty):
+        with pytest.raises(ValueError, match="weight must be a number, at least 0 and finite"):
+            penalty(mlp(2, 4, 1), points(), points(), weight=weight)
+
+
+def test_points_between_sets_of_different_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"fake must have the shape of real, \(64, 2\); got \(1, 2\)"):
+        gradient_penalty(mlp(2, 4, 1), points(), points(1))
+
+
 def test_penalties_reach_the_weights():
     net = mlp(2, 4, 1)
-    for penalty in (r1, gradient_penalty):
+    for penalty in (functools.partial(r1, weight=1.0), gradient_penalty):
         parts = torch.autograd.grad(penalty(net, points(), points() + 1), net[0].weight)
         assert parts[0].abs().sum() > 0
     flat = nn.Linear(2, 1)  # no slope at all: the root of zero must not make NaN
@@ -267,13 +305,57 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         list(train_gan(*pair(), [points()], CONFIG, checkpoint=file))
 
 
-def test_two_processes_give_the_weights_of_one(tmp_path):
+def test_fewer_steps_than_a_checkpoint_has_are_refused(tmp_path):
+    file = tmp_path / "c.pt"
+    list(train_gan(*pair(), [points()], CONFIG, checkpoint=file))
+    kept = file.read_bytes()
+    with pytest.raises(ValueError, match=r"steps must be at least 5, which checkpoint .* has taken"):
+        list(train_gan(*pair(), [points()], replace(CONFIG, steps=3), checkpoint=file))
+    assert file.read_bytes() == kept
+
+
+def test_a_checkpoint_is_written_when_it_is_due(tmp_path):
+    file, held = tmp_path / "c.pt", []
+    for _ in train_gan(*pair(), [points()], replace(CONFIG, steps=5, save_every=2), checkpoint=file):
+        held.append(torch.load(file, weights_only=True)["step"] if file.exists() else 0)
+    assert held == [0, 2, 2, 4, 5]
+
+
+@pytest.mark.parametrize("first", ["train", "train_gan"])
+def test_both_loops_run_in_one_process_where_the_gpu_has_bfloat16(first, tmp_path):
+    """Accelerate holds one precision a process. Here a processor stands in for such a GPU."""
     code = (
         "import sys, torch; from course_lib.gan import *; from course_lib.nets.mlp import mlp\n"
-        "torch.manual_seed(2); G, D = mlp(3, 8, 2), mlp(2, 8, 1)\n"
+        "from course_lib.train import TrainConfig, train\n"
+        "from course_lib import checkpoint; checkpoint.precision = lambda: 'bf16'\n"
+        "x, seen = torch.randn(64, 2), {'train': set(), 'train_gan': set()}\n"
+        "net, judge, maker = mlp(2, 4, 1), mlp(2, 4, 1), mlp(3, 4, 2)\n"
+        "for name, model in (('train', net), ('train_gan', judge)):\n"
+        "    model[0].register_forward_hook(lambda m, x, y, s=seen[name]: s.add(y.dtype))\n"
+        "loss = lambda model, x: model(x).square().mean()\n"
+        "c, d = TrainConfig(2, batch_size=16), GANConfig(2, 3, batch_size=16)\n"
+        "runs = {'train': lambda: list(train(net, loss, [x], c)),\n"
+        "        'train_gan': lambda: list(train_gan(maker, judge, [x], d))}\n"
+        "runs.pop(sys.argv[1])(); runs.popitem()[1]()\n"
+        "assert seen == {'train': {torch.bfloat16}, 'train_gan': {torch.float32}}, seen\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    added = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(SCRIPT.parents[1])}
+    command = [sys.executable, tmp_path / "run.py", first]
+    done = subprocess.run(command, env=os.environ | added, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_give_the_weights_of_one(tmp_path):
+    """Also where they begin with different weights: the first process's count."""
+    code = (
+        "import os, sys, torch; from course_lib.gan import *; from course_lib.nets.mlp import mlp\n"
+        "rank = int(os.environ.get('RANK', 0))\n"
+        "torch.manual_seed(2 + rank); G, D = mlp(3, 8, 2), mlp(2, 8, 1)\n"
         "x = torch.randn(64, 2, generator=torch.Generator().manual_seed(3))\n"
         "c = GANConfig(steps=6, latent=3, batch_size=16, lr_generator=1e-2, lr_discriminator=2e-2)\n"
-        "list(train_gan(G, D, [x], c, checkpoint=sys.argv[1]))\n"
+        "steps = [s[1:3] for s in train_gan(G, D, [x], c, checkpoint=sys.argv[1])]\n"
+        "torch.save(torch.tensor(steps), f'{sys.argv[1]}.losses{rank}')\n"
     )
     (tmp_path / "run.py").write_text(code)
     added = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(SCRIPT.parents[1])}
@@ -286,6 +368,9 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
     for name in ("generator", "discriminator"):
         for key, value in one[name].items():
             torch.testing.assert_close(two[name][key], value, rtol=1e-4, atol=1e-5)
+    losses = [torch.load(tmp_path / name) for name in ("one.pt.losses0", "two.pt.losses0", "two.pt.losses1")]
+    for other in losses[1:]:
+        torch.testing.assert_close(other, losses[0], rtol=1e-4, atol=1e-5)
 
 
 # Divergence
@@ -343,6 +428,9 @@ def test_steps_that_are_far_too_large_diverge_with_a_message():
         {"lr_discriminator": float("nan")},
         {"betas": (0.5, 1.0)},
         {"betas": (0.5,)},
+        {"betas": 0.5},
+        {"betas": ("a", 0.9)},
+        {"lr_generator": None},
         {"loss": "none"},
     ],
 )
@@ -355,8 +443,21 @@ def test_data_that_fit_nothing_are_refused():
     G, D = pair()
     with pytest.raises(ValueError, match="at least one batch of 16; got 5 rows"):
         list(train_gan(G, D, [points(5)], CONFIG))
-    with pytest.raises(ValueError, match=r"generator must make points \(16, 3\); got \(16, 2\)"):
+    with pytest.raises(ValueError, match=r"generator must make points \(16, 3\) .*got \(16, 2\)"):
         list(train_gan(G, D, [torch.zeros(32, 3)], CONFIG))
+    with pytest.raises(ValueError, match=r"generator must make points .*float64.*got .*float32"):
+        list(train_gan(G, D, [points().double()], CONFIG))
+    with pytest.raises(ValueError, match="tensors must be finite"):
+        list(train_gan(G, D, [points().index_fill(0, torch.tensor([3]), torch.nan)], CONFIG))
+    for nothing in (points(), []):
+        with pytest.raises(ValueError, match="tensors must be a list"):
+            list(train_gan(G, D, nothing, CONFIG))
+
+
+@pytest.mark.parametrize("net", [mlp(2, 8, 3), nn.Sequential(nn.Flatten(0), nn.Linear(32, 1))])
+def test_a_discriminator_without_one_logit_for_each_point_is_refused(net):
+    with pytest.raises(ValueError, match=r"discriminator must return \(16,\) or \(16, 1\)"):
+        list(train_gan(pair()[0], net, [points()], CONFIG))
 
 
 # The networks
@@ -370,6 +471,29 @@ def test_shapes_and_range(channels, size, levels):
     x = G(torch.randn(3, 5))
     assert x.shape == (3, channels, size, size) and x.abs().max() <= 1
     assert D(x).shape == (3,)
+
+
+def test_hidden_layers_of_the_generator_are_normalized_and_without_a_checkerboard():
+    G = DCGenerator(1, 16, latent=5, width=4, levels=3)
+    seen = []
+    for module in G.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.register_forward_hook(lambda m, x, y: seen.append(y))
+        if isinstance(module, nn.ConvTranspose2d):
+            assert all(k % s == 0 for k, s in zip(module.kernel_size, module.stride, strict=True))
+    G(torch.randn(400, 5))
+    assert len(seen) == 3  # all but the last layer
+    for y in seen:
+        y = y.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(y.mean(1), torch.zeros(len(y)), atol=1e-4, rtol=0)
+        torch.testing.assert_close(y.var(1), torch.ones(len(y)), atol=0.02, rtol=0)
+
+
+def test_the_discriminator_bends():
+    D = DCDiscriminator(1, 8, width=4)
+    x, move = torch.randn(2, 4, 1, 8, 8)
+    bend = (D(x + move) + D(x - move) - 2 * D(x)).abs()
+    assert (bend > 1e-4).all()
 
 
 def test_projection_is_what_it_says():
@@ -399,6 +523,10 @@ def test_labels_reach_both_networks():
         (lambda G, D, z, x, y: G(z), "y must be integer labels of shape .*got none"),
         (lambda G, D, z, x, y: G(z, y[:1]), r"y must be integer labels of shape \(2,\)"),
         (lambda G, D, z, x, y: G(z, y.float()), "y must be integer labels"),
+        (lambda G, D, z, x, y: G(z, 0 * y + 3), r"y must lie in 0 \.\.\. 2; got 3 to 3"),
+        (lambda G, D, z, x, y: D(x, 0 * y - 1), r"y must lie in 0 \.\.\. 2; got -1 to -1"),
+        (lambda G, D, z, x, y: DCGenerator(1, 8, latent=4, classes=-1), "classes must be an integer"),
+        (lambda G, D, z, x, y: DCDiscriminator(1, 8, classes=2.5), "classes must be an integer"),
         (lambda G, D, z, x, y: D(x.repeat(1, 3, 1, 1), y), r"x must have shape \(B, 1, 8, 8\)"),
         (lambda G, D, z, x, y: D(x[:, :, :7], y), r"x must have shape \(B, 1, 8, 8\)"),
         (lambda G, D, z, x, y: D(x), "y must be integer labels"),

@@ -66,8 +66,8 @@ def test_equal_and_opposite_images(seed):
     assert rmse(white, -white).item() == 2 and psnr(white, -white).item() == 0
 
 
-def test_gradients_flow():
-    """They may serve as losses."""
+def test_gradients_flow_where_images_differ():
+    """There they may serve as losses; RMSE and PSNR have no gradient where x = y."""
     x, y = pair(0, 1, 1, 8, 8)
     y.requires_grad_()
     (ssim(x, y).sum() - psnr(x, y).sum()).backward()
@@ -84,8 +84,10 @@ GOOD = torch.zeros(2, 1, 8, 8)
     (GOOD[0], GOOD, r"x must have shape \(B, C, H, W\).*got \(1, 8, 8\)"),
     (GOOD + 1.5, GOOD, r"x must lie in \[-1, 1\]; got values from 1.5 to 1.5"),
     (GOOD, GOOD * math.nan, r"y must lie in \[-1, 1\]"),
-    (GOOD, torch.zeros(2, 3, 8, 8), r"y must have shape \(B, 1, 8, 8\).*got \(2, 3, 8, 8\)"),
-    (GOOD, GOOD[:1], "y must hold as many images as x, 2; got 1"),
+    (GOOD, torch.zeros(2, 3, 8, 8), r"y must have shape \(2, 1, 8, 8\).*got \(2, 3, 8, 8\)"),
+    (GOOD, GOOD[:1], r"y must have shape \(2, 1, 8, 8\); got \(1, 1, 8, 8\)"),
+    (torch.zeros(1, 0, 8, 8), GOOD, r"x must have shape \(B, C, H, W\).*got \(1, 0, 8, 8\)"),
+    (torch.zeros(1, 3, 0, 4), GOOD, r"x must have shape \(B, C, H, W\).*got \(1, 3, 0, 4\)"),
 ])  # fmt: skip
 def test_bad_images(metric, x, y, match):
     with pytest.raises(ValueError, match=match):

@@ -11,8 +11,8 @@ from scipy.integrate import quad
 from scipy.stats import kstest, norm
 from torch.testing import assert_close
 
-from course_lib.data import require_images
 from course_lib.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, bits_per_dim, dequantize
+from course_lib.require import require_images
 
 SEEDS = range(5)
 F64, BF16 = torch.float64, torch.bfloat16

@@ -91,6 +91,12 @@ def test_zero_features_have_no_direction_and_a_finite_gradient():
     torch.testing.assert_close(unit(torch.randn(1, 5, 4, 4)).norm(dim=1), torch.ones(1, 4, 4))
 
 
+@pytest.mark.parametrize("length, want", [(5e-4, 1.0), (2e-4, 1.0), (5e-5, 0.5), (0.0, 0.0)])
+def test_vectors_down_to_1e_4_get_length_1_and_shorter_ones_are_divided_by_it(length, want):
+    f = length * torch.tensor([0.6, 0.0, -0.8]).view(1, 3, 1, 1)
+    assert unit(f).norm().item() == pytest.approx(want, rel=1e-5)
+
+
 def test_rounding_in_patches_of_one_colour_has_no_direction():
     extract = RandomFeatures(48, generator=torch.Generator().manual_seed(0))
     for value in (1.0, -1.0, 0.3):
@@ -106,14 +112,64 @@ def test_bad_input_is_refused(tmp_path):
         LPIPS(extract)(x, images(1, 32))
     with pytest.raises(ValueError, match="x must have shape"):
         LPIPS(extract)(x[:, :1], x)
+    for y in (images(3, 16), images(1, 16)[:, :1]):
+        with pytest.raises(ValueError, match=r"y must have shape \(1, 3, 16, 16\)"):
+            LPIPS(extract)(x, y)
+    with pytest.raises(ValueError, match="x must be a floating-point tensor"):
+        LPIPS(extract)(None, x)
     with pytest.raises(ValueError, match=r"weights must have lengths \[4, 4\]; got \[4\]"):
         LPIPS(extract, [torch.ones(4)])(x, x)
-    for bad in (-torch.ones(4), torch.ones(2, 2)):
-        with pytest.raises(ValueError, match="without negative entries"):
-            LPIPS(extract, [bad])
+    for bad, said in [
+        (-torch.ones(4), "be at least 0; got -1"),
+        (torch.ones(2, 2), r"have shape \(C,\)"),
+        (torch.full((4,), float("inf")), "be finite"),
+        (torch.ones(4).int(), "be a floating-point tensor"),
+        ([1.0] * 4, "be a floating-point tensor; got list"),
+    ]:
+        with pytest.raises(ValueError, match=f"weights must {said}"):
+            LPIPS(extract, [torch.ones(4), bad])
+    with pytest.raises(ValueError, match="the same layers, of the same shapes"):
+        differences({"p": torch.ones(1, 3, 4, 4)}, {"p": torch.ones(1, 1, 4, 4)})
+    with pytest.raises(ValueError, match="the same layers, of the same shapes"):
+        differences({"p": torch.ones(1, 3, 4, 4)}, {"q": torch.ones(1, 3, 4, 4)})
+
+
+def weights_file(path: Path, *layers: int) -> Path:
+    """A file in the authors' format, whose layer i has i + 1 channels of weight i."""
+    state = {f"lin{i}.model.1.weight": torch.full((1, i + 1, 1, 1), float(i)) for i in layers}
+    torch.save(state, path)
+    return path
+
+
+def test_weights_are_read_by_their_numbers(tmp_path):
+    for layers in ((0, 1, 2), (2, 0, 1)):
+        found = read_weights(weights_file(tmp_path / "w.pth", *layers))
+        assert [w.tolist() for w in found] == [[0], [1, 1], [2, 2, 2]]
+
+
+def test_weights_of_another_precision_weigh_the_same():
+    extract, x, y = RandomFeatures(4), images(1, 16), images(1, 16, seed=1)
+    weights = [torch.rand(4), torch.rand(4)]
+    torch.testing.assert_close(
+        LPIPS(extract, [w.double() for w in weights])(x, y), LPIPS(extract, weights)(x, y)
+    )
+
+
+def test_other_files_are_refused(tmp_path):
     torch.save({"layer.weight": torch.ones(2)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="must hold lin0"):
         read_weights(tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"must hold lin0.*none left out; got lin0.*lin2"):
+        read_weights(weights_file(tmp_path / "gap.pth", 0, 1, 2, 4))
+    torch.save([torch.ones(2)], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"must hold lin0.*got list"):
+        read_weights(tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("version https://git-lfs.github.com/spec/v1")
+    (tmp_path / "more.pth").write_text("<html>")
+    (tmp_path / "empty.pth").touch()
+    for name in ("text", "more", "empty"):
+        with pytest.raises(ValueError, match=f"{name}.pth must be a file that torch.save wrote"):
+            read_weights(tmp_path / f"{name}.pth")
 
 
 @pytest.mark.parametrize(

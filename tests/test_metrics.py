@@ -92,6 +92,12 @@ def test_fewer_samples_than_dimensions(seed):
     assert frechet(x @ frame.T, y @ frame.T) == pytest.approx(frechet(x, y), rel=1e-6)
 
 
+def test_a_distance_of_0_is_not_negative_by_rounding():
+    for seed in range(40):
+        x = torch.randn(20, 40, dtype=F64, generator=torch.Generator().manual_seed(seed))
+        assert 0 <= frechet(x, x) < 1e-12
+
+
 def test_no_variance_at_all():
     zero, mean = torch.zeros(3, 3), torch.ones(3)
     assert frechet_distance(mean, zero, -mean, zero) == 12
@@ -238,6 +244,26 @@ def test_subsets(seed):
     assert whole.tolist() == pytest.approx([kid(x, y[:40])] * 2, rel=1e-10)
 
 
+# ---- precision of the arithmetic
+
+
+@pytest.mark.parametrize("metric", [frechet, kid, lambda x, y: mmd(x, y, rbf(0.7)), precision_recall])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_float32_features_far_from_0_lose_no_digits(metric, seed):
+    k = torch.Generator().manual_seed(seed)
+    x, y = 1000 + torch.randn(200, 5, generator=k), 1000.5 + torch.randn(150, 5, generator=k)
+    assert x.dtype == torch.float32
+    assert metric(x, y) == pytest.approx(metric(x.double(), y.double()), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_distances_do_not_depend_on_where_0_is(seed):
+    """Coordinates of few digits, so that shifting them is exact."""
+    x, y = torch.randint(1024, (2, 300, 2), generator=torch.Generator().manual_seed(seed)).double() / 1024
+    for metric in (lambda x, y: mmd(x, y, rbf(0.1)), precision_recall):
+        assert metric(x + 2**22, y + 2**22) == pytest.approx(metric(x, y), rel=1e-12)
+
+
 # ---- precision and recall
 
 
@@ -279,6 +305,10 @@ def test_precision_without_recall():
     assert got.precision > 0.9 and 0.3 < got.recall < 0.5
     assert precision_recall(real, real) == (1, 1)
     assert precision_recall(real, real + 100) == (0, 0)
+    assert precision_recall(torch.zeros(5, 2), torch.zeros(6, 2)) == (
+        1,
+        1,
+    )  # balls of radius 0 hold their centre
 
 
 # ---- inception score
@@ -367,6 +397,11 @@ def test_extract_goes_batch_by_batch():
         extract(lambda x: x, images)
     with pytest.raises(ValueError, match="batch must be an integer of at least 1; got 0"):
         extract(features, images, batch=0)
+    for bad, got in ((images.numpy(), "ndarray"), (None, "NoneType"), (images[:0], r"\(0, 1, 2, 2\)")):
+        with pytest.raises(ValueError, match=f"images must be a tensor of at least one image; got {got}"):
+            extract(features, bad)
+    with pytest.raises(ValueError, match="features must return a tensor; got dict"):
+        extract(lambda x: {"p": x}, images)
 
 
 # ---- torchmetrics
@@ -434,6 +469,7 @@ GOOD = torch.zeros(2), torch.eye(2), torch.zeros(2), torch.eye(2)
     (3, torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "cov2 must have no negative eigenvalue; got -1"),
     (3, torch.tensor([[1.0, math.nan], [math.nan, 1.0]]), "cov2 must be finite"),
     (2, torch.tensor([0.0, math.inf]), "mean2 must be finite"),
+    (1, torch.eye(2, dtype=torch.complex64), "cov1 must be real; got torch.complex64"),
 ])  # fmt: skip
 def test_bad_moments(place, value, match):
     given = list(GOOD)
@@ -464,6 +500,7 @@ def test_bad_features(first, second, least, metric):
         (good, torch.zeros(4, 3), f"{second} must have as many features as {first}, 2; got 3"),
         (torch.full((4, 2), math.nan), good, f"{first} must be finite"),
         (good, torch.full((4, 2), math.inf), f"{second} must be finite"),
+        (good, good * 1j, f"{second} must be real; got torch.complex64"),
     ]:
         with pytest.raises(ValueError, match=match):
             metric(x, y)
@@ -472,6 +509,10 @@ def test_bad_features(first, second, least, metric):
 @pytest.mark.parametrize("call, match", [
     (lambda z: rbf(0), "bandwidth must be positive and finite; got 0"),
     (lambda z: rbf(math.inf), "bandwidth must be positive and finite; got inf"),
+    (lambda z: kid(z.double() + 1e200, z), "kernel must return finite values"),
+    (lambda z: kid_subsets(z, z.double() + 1e200, size=2), "kernel must return finite values"),
+    (lambda z: mmd(z, z, lambda x, y: x @ y.T / 0), "kernel must return finite values"),
+    (lambda z: frechet(z, (z.double() + 1e200).cumsum(0)), "y must not be so large that its covariance"),
     (lambda z: mmd(z, z, lambda x, y: x), r"kernel must return \(5, 5\); got \(5, 2\)"),
     (lambda z: kid_subsets(z, z), "size must be an integer from 2 to 5; got 1000"),
     (lambda z: kid_subsets(z, z, size=1), "size must be an integer from 2 to 5; got 1"),

@@ -268,7 +268,7 @@ def test_a_checkpoint_of_another_run_is_refused(saved):
 @pytest.mark.parametrize(
     "tensors, said",
     [
-        ([], "tensors must have equal lengths"),
+        ([], "tensors must be a list of one tensor at least"),
         ([torch.zeros(0, 5), torch.zeros(0, 1)], "at least one batch of 32; got 0 rows"),
         ([torch.zeros(31, 5), torch.zeros(31, 1)], "at least one batch of 32; got 31 rows"),
         ([torch.zeros(64, 5), torch.zeros(63, 1)], r"equal lengths; got \[64, 63\]"),

@@ -131,7 +131,7 @@ def test_bad_indices_are_refused(quantizer):
     [
         (lambda: VectorQuantizer(0, 3), "n_codes must be an integer of at least 1; got 0"),
         (lambda: VectorQuantizer(4, 0), "dim must be"),
-        (lambda: VectorQuantizer(4, 3, commitment=-1), "commitment must be at least 0"),
+        (lambda: VectorQuantizer(4, 3, commitment=-1), "commitment must be a number, at least 0"),
         (lambda: VectorQuantizer(4, 3, commitment=math.nan), "commitment must be"),
         (lambda: VectorQuantizerEMA(0, 3), "n_codes must be"),
         (lambda: VectorQuantizerEMA(4, 3, decay=1.0), r"decay must be in \[0, 1\); got 1.0"),
@@ -147,7 +147,7 @@ def test_bad_indices_are_refused(quantizer):
         (lambda: LookupFreeQuantizer(0), "dim must be"),
         (lambda: LookupFreeQuantizer(21), "dim must be at most 20"),
         (lambda: LookupFreeQuantizer(3, temperature=0.0), "temperature must be positive"),
-        (lambda: LookupFreeQuantizer(3, entropy=-0.1), "entropy must be at least 0"),
+        (lambda: LookupFreeQuantizer(3, entropy=-0.1), "entropy must be a number, at least 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, said):

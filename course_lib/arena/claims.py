@@ -49,7 +49,8 @@ def below(first: dict[int, float], second: dict[int, float], *, confidence: floa
     With the differences :math:`d_i` of n seeds, their mean and their standard deviation s, the bound is
     :math:`\bar d - t_{n-1} s / \sqrt n`, where :math:`t_{n-1}` is the quantile of Student's distribution at
     the confidence: the paired t-test, one-sided (Student, 1908; Fisher, 1925). It assumes normal differences.
-    Differences that are all equal say nothing of their spread: then the bound is NaN, and nothing holds.
+    Differences that are all equal, up to rounding, say nothing of their spread: then the bound is NaN, and
+    nothing holds.
 
     Raises:
         ValueError: fewer than two seeds in common, or the confidence is not in (0, 1).
@@ -60,7 +61,8 @@ def below(first: dict[int, float], second: dict[int, float], *, confidence: floa
     if len(shared) < 2:
         raise ValueError(f"first and second must have two seeds in common at least; got {len(shared)}")
     d = np.array([second[seed] - first[seed] for seed in shared])
-    if np.isnan(d).any() or d.std() == 0:
+    size = max(abs(figure[seed]) for figure in (first, second) for seed in shared)
+    if np.isnan(d).any() or np.ptp(d) <= 1e-9 * size:
         return Ordering(d.mean(), math.nan, len(d))
     slack = stats.t.ppf(confidence, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
     return Ordering(d.mean(), d.mean() - slack, len(d))

@@ -94,8 +94,9 @@ class Family:
         raise NotImplementedError
 
     def on_device(self, generator: torch.Generator) -> torch.Generator:
-        """A generator with the same seed on this run's device."""
-        return torch.Generator(self.run.device).manual_seed(generator.initial_seed())
+        """A generator on this run's device whose seed the given one draws: two streams, not one twice."""
+        seed = torch.randint(2**62, (), generator=generator).item()
+        return torch.Generator(self.run.device).manual_seed(seed)
 
     def fit(self, model: nn.Module, loss: Callable, tensors: list[Tensor], **options) -> tuple:
         """The averaged model, and the course's training loop for it with this run's settings."""

@@ -35,13 +35,14 @@ from traitlets.config import Config
 from course_lib import config
 from course_lib.arena.families import Family
 from course_lib.arena.field import FIELDS
-from course_lib.arena.score import FAMILIES, Looks, draw, rows
+from course_lib.arena.score import FAMILIES, Looks, budget, draw, rows
+from course_lib.require import require_count
 
 LIBRARY = Path(__file__).resolve().parents[1]
 NOTEBOOK = Path(__file__).with_name("run.ipynb")
 FIRST_SEED = 100  # lower ones served for tuning, and are not measured
 FOLDER = Path("runs/arena")
-VERSIONS = ("torch", "numpy", "scipy", "scikit-learn", "torchdiffeq")
+VERSIONS = ("torch", "torchvision", "accelerate", "numpy", "scipy", "scikit-learn", "torchdiffeq")
 KEPT = 500  # samples of the first sampler that are kept for the pictures
 
 
@@ -89,14 +90,16 @@ def arena(
         progress: show a bar on standard output.
 
     A run that fails is a row whose `status` says why, with no figures.
+
+    Raises:
+        ValueError: a name is unknown, or a number is not one of at least 1.
+        RuntimeError: the library's files have changed since they were imported.
     """
     profile, device = config.start(profile)[:2]
-    pick = config.Run(profile, device, 0).pick
-    small = ("points", "digits")
     if fields is None:
-        fields = pick(smoke=small, book=small, full=("points", "mnist", "fashion-mnist"))
+        fields = ("points", "mnist", "fashion-mnist") if profile == "full" else ("points", "digits")
     if seeds is None:
-        seeds = pick(smoke=2, book=4, full=3)
+        seeds = config.Run(profile, device, 0).pick(smoke=2, book=4, full=3)
     if workers is None:
         workers = 1 if device.type == "cuda" else _cores()
     for name, given, known in (("fields", fields, FIELDS), ("families", families, FAMILIES)):
@@ -104,10 +107,11 @@ def arena(
             raise ValueError(f"{name} must be among {', '.join(known)}; got {', '.join(unknown)}")
         if not given:
             raise ValueError(f"{name} must name at least one of {', '.join(known)}; got none")
-    for name, value in {"seeds": seeds, "workers": workers}.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
-    here = Path(folder) / f"{profile}-{fingerprint()}"
+    require_count("seeds", seeds)
+    require_count("workers", workers)
+    if fingerprint() != CODE:
+        raise RuntimeError("the files of course_lib have changed since their import: restart the kernel")
+    here = Path(folder) / f"{profile}-{CODE}"
     here.mkdir(parents=True, exist_ok=True)
     numbers = range(FIRST_SEED, FIRST_SEED + seeds)
     entries = [Entry(p, f, s) for s in numbers for p in fields for f in families]
@@ -135,19 +139,24 @@ def fingerprint() -> str:
     return digest.hexdigest()[:12]
 
 
+CODE = fingerprint()  # of what this process runs, whatever becomes of the files
+
+
 def finished(folder: Path, entry: Entry) -> bool:
-    """Whether a run's rows are there and it had not failed."""
-    path = folder / f"{entry.name}.csv"
-    return path.exists() and all(row["status"] == "ok" for row in read(path))
+    """Whether a run's rows are there, whole, and it had not failed."""
+    found = read(folder / f"{entry.name}.csv")
+    return bool(found) and all(row.get("status") == "ok" for row in found)
 
 
 def save(model: Family, looks: Looks, folder: str | Path, entry: Entry) -> list[dict]:
     """Measure a trained family, write its looks, its samples and its rows, and return the rows."""
     base, about = Path(folder) / entry.name, _about(entry, model.run.profile)
-    np.save(base.with_suffix(".npy"), draw(model, next(iter(model.samplers())), KEPT)[:KEPT].numpy())
+    about |= {f"budget_{name}": value for name, value in budget(model.field, model.run)._asdict().items()}
+    about["threads"] = torch.get_num_threads()
+    found = [{**about, **row, "status": "ok"} for row in rows(model, looks)]  # a cut row has no status
+    np.save(base.with_suffix(".npy"), draw(model, next(iter(model.samplers())), KEPT).numpy())
     told = [dict(zip(Looks._fields, look, strict=True)) for look in zip(*looks, strict=True)]
     write(base.with_suffix(".looks.csv"), [{**entry._asdict(), **look} for look in told])
-    found = [{**about, "status": "ok", **row} for row in rows(model, looks)]
     write(base.with_suffix(".csv"), found)
     return found
 
@@ -155,7 +164,7 @@ def save(model: Family, looks: Looks, folder: str | Path, entry: Entry) -> list[
 def write(path: Path, table: list[dict]) -> None:
     """Write a table, whole or not at all; a column that a row lacks is left empty."""
     names = list(dict.fromkeys(name for row in table for name in row))
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")  # another process may write the same table
     with part.open("w", newline="", encoding="utf8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
@@ -164,11 +173,11 @@ def write(path: Path, table: list[dict]) -> None:
 
 
 def read(path: Path) -> list[dict]:
-    """Read a table; a number is a number again, and what is empty is not there."""
+    """Read a table; a number is a number again, and what is empty or cut off is not there."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf8") as file:
-        return [{k: _number(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+        return [{k: _number(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
 def _cores() -> int:
@@ -203,7 +212,7 @@ def _about(entry: Entry, profile: str) -> dict:
     return {
         **entry._asdict(),
         "profile": profile,
-        "code": fingerprint(),
+        "code": CODE,
         "commit": _commit(),
         "python": platform.python_version(),
         **{name.replace("-", "_"): version(name) for name in VERSIONS},
@@ -283,8 +292,6 @@ def _work(left: list[Entry], profile: str, folder: Path, workers: int) -> Iterat
             process.join()
             if process.exitcode:
                 code = process.exitcode
-                why = (
-                    f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                )
-                _failed(entry, profile, folder, why)
+                killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+                _failed(entry, profile, folder, killed or f"ended with exit code {code}")
             yield entry

@@ -161,9 +161,12 @@ class CoupledFlow(Flow):
 
 
 class Reflow(Flow):
-    """The same for two thirds of the time; then from that flow's own pairs of noise and sample."""
+    """The same for two thirds of the time; then from that flow's own pairs of noise and sample.
 
-    share = 2 / 3
+    As many pairs as there are data, or as can be made until four fifths of the time are over.
+    """
+
+    share, made_by = 2 / 3, 0.8
 
     def training(self, clock: Clock) -> Iterator:
         for step in super().training(clock):
@@ -171,8 +174,13 @@ class Reflow(Flow):
             if clock.past(self.share):
                 break
         noise = torch.randn(len(self.field.train), *self.field.shape)
-        teacher, device = self.smooth.module.eval(), self.run.device
-        made = [heun(teacher, self.path, x.to(device), grid(10, power=1.25)).cpu() for x in noise.split(256)]
+        teacher, made = self.smooth.module.eval(), []
+        for x in noise.split(256):
+            made.append(heun(teacher, self.path, x.to(self.run.device), grid(10, power=1.25)).cpu())
+            yield
+            if clock.past(self.made_by):
+                break
+        data = torch.cat(made)
         self.net.load_state_dict(teacher.state_dict())
         again = paired(self.path, times=logit_normal)
-        yield from self.learn(self.net, again, [torch.cat(made), noise])
+        yield from self.learn(self.net, again, [data, noise[: len(data)]])

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from course_lib.data import require_images
 from course_lib.diffusion.path import Path, Tabulated, per_sample
 from course_lib.diffusion.sample import Net, at_least_float32, posterior_deviation, predict, require_output
 from course_lib.diffusion.targets import Pair, coefficients, combine
+from course_lib.require import require_count, require_images
 
 Times = Callable[[Tensor], Tensor]  # from uniform numbers (B,) in (0, 1) to times (B,)
 Weight = Callable[[Path, Tensor], Tensor]  # of a path at times (B,), in units of the target
@@ -179,8 +179,7 @@ def variational_bound(
     x0 = at_least_float32(x0)
     if not isinstance(path, Tabulated):
         raise ValueError("path must be a table: the bound is a sum over its steps")
-    if type(levels) is not int or levels < 2:
-        raise ValueError(f"levels must be an integer of at least 2; got {levels!r}")
+    require_count("levels", levels, 2)
     B, dims = len(x0), x0[0].numel()
     time = lambda n: torch.full((B,), n / path.T, dtype=torch.float64).to(x0)
     draw = lambda: torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)

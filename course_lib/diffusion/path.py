@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from course_lib.require import require_count
+
 
 class Path:
     """What all paths share. A path implements `a`, `b`, `da` and `db` for times of any shape."""
@@ -192,8 +194,7 @@ class Tabulated(Path):
         that the noise at the end is that of their T = 1000. ``"cosine"``: :math:`\bar\alpha` follows a
         squared cosine, :math:`\beta` cut at 0.999 (Nichol and Dhariwal, 2021, eq. 17).
         """
-        if type(T) is not int or T < 1:
-            raise ValueError(f"T must be an integer of at least 1; got {T!r}")
+        require_count("T", T)
         if schedule == "linear":
             if T < 21:
                 raise ValueError(f"T must be at least 21 for the linear table, or beta reaches 1; got {T}")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from course_lib.diffusion.path import Path, per_sample
 from course_lib.diffusion.targets import Pair, combine, split
+from course_lib.require import require_count
 
 Net = Callable[[Tensor, Tensor], Tensor]
 
@@ -24,8 +25,7 @@ def grid(steps: int, *, start: float = 1.0, end: float = 0.0, power: float = 1.0
 
     p = 1 is DDIM's linear, p = 2 its quadratic spacing (Song et al., 2021, appendix D.2).
     """
-    if type(steps) is not int or steps < 1:
-        raise ValueError(f"steps must be an integer of at least 1; got {steps!r}")
+    require_count("steps", steps)
     if not (0 <= start <= 1 and 0 <= end <= 1) or start == end:
         raise ValueError(f"start and end must be two times in [0, 1]; got {start}, {end}")
     if not 0 < power < math.inf:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from course_lib.gmm import require_count
+from course_lib.require import require_count
 
 
 class Residual(nn.Module):

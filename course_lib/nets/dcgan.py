@@ -6,10 +6,11 @@ Sides are divisible by 2**levels: 8×8 digits become 2×2 at two levels, 28×28 
 import torch
 from torch import Tensor, nn
 
-from course_lib.gmm import require_count
+from course_lib.require import require_count
 
 
-def _require(levels: int, size: int, **counts: int) -> None:
+def _require(levels: int, size: int, classes: int, **counts: int) -> None:
+    require_count("classes", classes, 0)
     for name, value in {"size": size, "levels": levels, **counts}.items():
         require_count(name, value)
     if size % 2**levels:
@@ -32,7 +33,7 @@ class DCGenerator(nn.Module):
         self, channels: int, size: int, *, latent: int, width: int = 64, levels: int = 2, classes: int = 0
     ) -> None:
         super().__init__()
-        _require(levels, size, channels=channels, latent=latent, width=width)
+        _require(levels, size, classes, channels=channels, latent=latent, width=width)
         self.latent, self.start = latent, (width * 2 ** (levels - 1), size // 2**levels)
         self.embed = nn.Embedding(classes, latent) if classes else None
         if self.embed is not None:
@@ -72,7 +73,7 @@ class DCDiscriminator(nn.Module):
         self, channels: int, size: int, *, width: int = 64, levels: int = 2, classes: int = 0
     ) -> None:
         super().__init__()
-        _require(levels, size, channels=channels, width=width)
+        _require(levels, size, classes, channels=channels, width=width)
         self.shape = (channels, size, size)
         layers: list[nn.Module] = []
         before = channels
@@ -104,3 +105,5 @@ def _require_labels(embed: nn.Embedding | None, x: Tensor, y: Tensor | None) -> 
     if embed is not None and (y is None or y.shape != (len(x),) or y.dtype != torch.int64):
         got = "none" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
         raise ValueError(f"y must be integer labels of shape ({len(x)},); got {got}")
+    if embed is not None and not (y.min() >= 0 and y.max() < embed.num_embeddings):
+        raise ValueError(f"y must lie in 0 ... {embed.num_embeddings - 1}; got {y.min()} to {y.max()}")

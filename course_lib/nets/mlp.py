@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from course_lib.nets.embed import TimeFeatures
+from course_lib.require import require_count
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -37,9 +38,8 @@ class TimeMLP(nn.Module):
 
     def __init__(self, dim: int, *, hidden: int = 128, layers: int = 3, waves: int = 0) -> None:
         super().__init__()
-        for name, value, least in (("layers", layers, 1), ("waves", waves, 0)):
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+        require_count("layers", layers)
+        require_count("waves", waves, 0)
         self.features = TimeFeatures(64)
         self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(waves))
         self.body = mlp(dim * (1 + 2 * waves) + 64, *[hidden] * layers, dim)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.gmm import require_count
+from course_lib.require import require_count
 
 
 class MaskedConv2d(nn.Conv2d):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from course_lib.nets.embed import TimeFeatures
+from course_lib.require import require_count
 
 GROUPS = 8  # of the group norms
 
@@ -75,9 +76,9 @@ class UNet(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (("channels", channels, 1), ("blocks", blocks, 1), ("classes", classes, 0)):
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+        require_count("channels", channels)
+        require_count("blocks", blocks)
+        require_count("classes", classes, 0)
         if type(width) is not int or width < 8 or width % 8:
             raise ValueError(f"width must be a positive multiple of 8; got {width!r}")
         if len(levels) < 1 or any(type(m) is not int or m < 1 for m in levels):
