@@ -23,7 +23,7 @@ book: $(READY) ## Execute the notebooks and build the site
 	$(BIN)/jupyter-book build -W -n --keep-going .
 	@echo "Made _build/html: $$(find _build/html -name '*.html' -not -path '*/_*/*' | wc -l) pages," \
 		"$$(du -sh _build/html | cut -f 1), notebooks run in the" \
-		"$$($(BIN)/python -c 'from course_lib.config import start; print(start().profile)') profile." \
+		"$$($(BIN)/python -c 'from course_lib.book.profiles import start; print(start().profile)') profile." \
 		"Open _build/html/index.html in a browser."
 
 test: $(READY) ## Check everything: style, library, notebooks, book and site
@@ -47,7 +47,7 @@ checks: $(READY) ## Run notebooks and store their checks' lines: [CHAPTER=04], e
 	@$(BIN)/python -m tools.checks $(CHAPTER)
 
 classifier: $(READY) ## Train the digit classifier again: course_lib/classifier.pt
-	@$(BIN)/python -m course_lib.classifier
+	@$(BIN)/python -m course_lib.metrics.classifier
 
 address: $(READY) ## Write _config.yml's repository address into the notebooks' set-up cells
 	@$(BIN)/python -m tools.notebooks

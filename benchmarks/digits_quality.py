@@ -37,15 +37,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib import data
+from course_lib.training import data
 from course_lib.diffusion.coupling import optimal
 from course_lib.diffusion.loss import logit_normal, regression, uniform
 from course_lib.diffusion.path import Linear
 from course_lib.diffusion.sample import grid
 from course_lib.diffusion.solve import euler, heun
-from course_lib.metrics import frechet
+from course_lib.metrics.samples import frechet
 from course_lib.nets.unet import UNet
-from course_lib.train import average
+from course_lib.training.loop import average
 
 try:
     import diffusers

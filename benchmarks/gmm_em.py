@@ -16,8 +16,8 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Reference
 
-from course_lib.em import fit
-from course_lib.gmm import GaussianMixture
+from course_lib.mixture.em import fit
+from course_lib.mixture.gaussian import GaussianMixture
 
 ROWS = [  # N, D, K, dtype, iterations m, repeats
     (20_000, 2, 8, torch.float64, 21, 9),

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from course_lib.arena.run import arena
-from course_lib.config import PROFILES
+from course_lib.book.profiles import PROFILES
 from tools.notebooks import ROOT
 
 

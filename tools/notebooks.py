@@ -74,7 +74,7 @@ class Verified(NamedTuple):
 
 
 class Chapter(NamedTuple):
-    """A notebook and its name, such as ``04_gmm_em``."""
+    """A notebook and its name, such as ``gmm_em``."""
 
     name: str
     notebook: NotebookNode
@@ -109,7 +109,7 @@ class Chapter(NamedTuple):
         return [Verified(*found) for found in _LINE.findall(printed)]
 
     def exercises(self) -> list[str]:
-        """The labels of the exercises, such as ``ex-04-bic``."""
+        """The labels of the exercises, such as ``ex-gmm_em-bic``."""
         return [label for c in self.cells("markdown") for label in _EXERCISE.findall(c.source)]
 
     def solutions(self) -> dict[str, NotebookNode]:

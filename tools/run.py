@@ -7,8 +7,8 @@ from typing import NoReturn
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from course_lib.config import PROFILES, start
-from course_lib.data import NAMES
+from course_lib.book.profiles import PROFILES, start
+from course_lib.training.data import NAMES
 from tools.notebooks import ROOT, read_all
 
 

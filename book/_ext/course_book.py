@@ -15,7 +15,7 @@ from sphinx_proof.directive import ElementDirective
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for `tools`, which is not installed
 
-from course_lib.config import start
+from course_lib.book.profiles import start
 from tools.notebooks import read_all, verified_page
 
 CACHES = 4  # folders kept: a few branches or profiles in turn

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from course_lib import em
+from course_lib.mixture import em
 from course_lib.arena.field import Field
-from course_lib.config import Run
-from course_lib.train import TrainConfig, average, train
+from course_lib.book.profiles import Run
+from course_lib.training.loop import TrainConfig, average, train
 
 STEPS = 10**9  # for a loop that a clock ends
 

@@ -10,11 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from course_lib import classifier, data
-from course_lib.gmm import GaussianMixture
-from course_lib.inception import InceptionFeatures
-from course_lib.kmeans import nearest, seeds
-from course_lib.likelihoods import dequantize
+from course_lib.metrics.samples import classifier
+
+from course_lib.training import data
+from course_lib.mixture.gaussian import GaussianMixture
+from course_lib.metrics.inception import InceptionFeatures
+from course_lib.mixture.kmeans import nearest, seeds
+from course_lib.vae.pixels import dequantize
 
 FIELDS = ("points", *data.NAMES)
 
@@ -53,7 +55,7 @@ class Field(NamedTuple):
 
 
 def field(name: str) -> Field:
-    """The field of that name: ``"points"``, or an image dataset of `course_lib.data`."""
+    """The field of that name: ``"points"``, or an image dataset of `course_lib.training.data`."""
     if name not in FIELDS:
         raise ValueError(f"field must be one of {', '.join(FIELDS)}; got {name!r}")
     return _points() if name == "points" else _images(name)

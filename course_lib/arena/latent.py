@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from course_lib.arena.families import STEPS, Clock, Family, Sampler, sized
-from course_lib.gan import GANConfig, train_gan
-from course_lib.gan_losses import r1
-from course_lib.likelihoods import Gaussian
-from course_lib.nets.convnet import ConvDecoder, ConvEncoder
+from course_lib.gan.loop import GANConfig, train_gan
+from course_lib.gan.losses import r1
+from course_lib.vae.pixels import Gaussian
+from course_lib.nets.convolutional import ConvDecoder, ConvEncoder
 from course_lib.nets.dcgan import DCDiscriminator, DCGenerator
 from course_lib.nets.mlp import mlp
 from course_lib.nets.pixelcnn import pixelcnn
-from course_lib.quantize import VectorQuantizerEMA, restart_dead_codes
-from course_lib.train import average
-from course_lib.vae import VAE, importance_bound
-from course_lib.vqvae import VQVAE, CodePrior, prior_loss, vq_loss
+from course_lib.vq.quantizers import VectorQuantizerEMA, restart_dead_codes
+from course_lib.training.loop import average
+from course_lib.vae.models import VAE, importance_bound
+from course_lib.vq.vqvae import VQVAE, CodePrior, prior_loss, vq_loss
 
 
 def to_images(net: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:

@@ -32,10 +32,10 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 from traitlets.config import Config
 
-from course_lib import config
+from course_lib.book import profiles
 from course_lib.arena.families import Family
 from course_lib.arena.field import FIELDS
-from course_lib.arena.score import FAMILIES, Looks, budget, draw, rows
+from course_lib.arena.yardstick import FAMILIES, Looks, budget, draw, rows
 from course_lib.require import require_count
 
 LIBRARY = Path(__file__).resolve().parents[1]
@@ -80,11 +80,11 @@ def arena(
     """Run what has not been run yet, and return the table, which it also writes: ``rows.csv``, ``looks.csv``.
 
     Args:
-        profile: as for `course_lib.config.start`.
+        profile: as for `course_lib.book.profiles.start`.
         folder: where the runs are kept.
         fields: names of `course_lib.arena.field.FIELDS`; by default points and digits, in ``full`` points,
             MNIST and Fashion-MNIST.
-        families: names of `course_lib.arena.score.FAMILIES`.
+        families: names of `course_lib.arena.yardstick.FAMILIES`.
         seeds: how many, from `FIRST_SEED`; by default 2 in ``smoke``, 4 in ``book``, 3 in ``full``.
         workers: runs at a time; by default one a core, and one in all with a GPU.
         progress: show a bar on standard output.
@@ -95,11 +95,11 @@ def arena(
         ValueError: a name is unknown, or a number is not one of at least 1.
         RuntimeError: the library's files have changed since they were imported.
     """
-    profile, device = config.start(profile)[:2]
+    profile, device = profiles.start(profile)[:2]
     if fields is None:
         fields = ("points", "mnist", "fashion-mnist") if profile == "full" else ("points", "digits")
     if seeds is None:
-        seeds = config.Run(profile, device, 0).pick(smoke=2, book=4, full=3)
+        seeds = profiles.Run(profile, device, 0).pick(smoke=2, book=4, full=3)
     if workers is None:
         workers = 1 if device.type == "cuda" else _cores()
     for name, given, known in (("fields", fields, FIELDS), ("families", families, FAMILIES)):
@@ -279,7 +279,7 @@ def _work(left: list[Entry], profile: str, folder: Path, workers: int) -> Iterat
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        context.set_forkserver_preload(["course_lib.arena.run", "course_lib.show"])
+        context.set_forkserver_preload(["course_lib.arena.run", "course_lib.book.show"])
     waiting, going = list(left), {}
     while waiting or going:
         while waiting and len(going) < workers:

@@ -8,7 +8,7 @@ from torchdiffeq import odeint
 
 from course_lib.diffusion.path import Path
 from course_lib.diffusion.sample import Net, at_least_float32, velocity
-from course_lib.diffusion.scorematching import along, divergence
+from course_lib.diffusion.score_matching import along, divergence
 from course_lib.diffusion.solve import inside
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from course_lib.diffusion.path import Path, Tabulated, per_sample
 from course_lib.diffusion.sample import Net, at_least_float32, posterior_deviation, predict, require_output
-from course_lib.diffusion.targets import Pair, coefficients, combine
+from course_lib.diffusion.target import Pair, coefficients, combine
 from course_lib.require import require_count, require_images
 
 Times = Callable[[Tensor], Tensor]  # from uniform numbers (B,) in (0, 1) to times (B,)
@@ -78,7 +78,7 @@ def regression(
     end: float = 0.0,
     couple: Couple | None = None,
 ) -> Callable[..., Tensor]:
-    r"""The loss to hand to `course_lib.train.train`: mean squared error per value, weighted.
+    r"""The loss to hand to `course_lib.training.loop.train`: mean squared error per value, weighted.
 
     .. math:: \mathbb E_{t, x_0, \varepsilon}\bigl[ w(t)\, \lVert \text{net}(x_t, t, \dots) -
         (c_0 x_0 + c_1 \varepsilon) \rVert^2 / D \bigr] .

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from course_lib.diffusion.path import Path, per_sample
-from course_lib.diffusion.targets import Pair, combine, split
+from course_lib.diffusion.target import Pair, combine, split
 from course_lib.require import require_count
 
 Net = Callable[[Tensor, Tensor], Tensor]

@@ -22,7 +22,7 @@ from course_lib.diffusion.sample import (
     velocity,
     walk,
 )
-from course_lib.diffusion.targets import combine
+from course_lib.diffusion.target import combine
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from course_lib.nets.embed import TimeFeatures
+from course_lib.nets.embeddings import TimeFeatures
 from course_lib.require import require_count
 
 

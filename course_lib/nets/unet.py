@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.nets.embed import TimeFeatures
+from course_lib.nets.embeddings import TimeFeatures
 from course_lib.require import require_count
 
 GROUPS = 8  # of the group norms

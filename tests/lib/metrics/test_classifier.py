@@ -1,0 +1,110 @@
+"""The digit classifier: its weights are those that its command makes, and its accuracy is as stated."""
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from course_lib.metrics.samples import classifier
+
+from course_lib.training import data
+from course_lib.metrics.samples import extract, frechet, kid
+from course_lib.training.loop import TrainConfig
+
+DIGITS = data.load("digits")
+
+
+def test_it_knows_as_many_test_digits_as_stated():
+    model = classifier.load()
+    with torch.no_grad():
+        answers = model(DIGITS.test).numpy().argmax(1)
+    right = (answers == DIGITS.test_labels.numpy()).sum()
+    assert f"It knows {right} of\nthe {len(answers)} test digits" in classifier.__doc__
+    assert classifier.accuracy(model, DIGITS.test, DIGITS.test_labels) == right / len(answers)
+
+
+def test_its_features_tell_digits_apart():
+    """A linear classifier by another library, fitted to the features alone, is as good."""
+    model = classifier.load()
+    train, test = (extract(model.features, x).numpy() for x in (DIGITS.train, DIGITS.test))
+    fitted = LogisticRegression(max_iter=2000).fit(train, DIGITS.train_labels)
+    assert fitted.score(test, DIGITS.test_labels) > 0.98
+
+
+def test_its_weights_are_small_and_as_many_as_stated():
+    model = classifier.load()
+    assert classifier.WEIGHTS.stat().st_size < 300_000
+    assert f"{sum(p.numel() for p in model.parameters()):,} weights" in classifier.DigitClassifier.__doc__
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+
+def test_its_command_makes_these_weights():
+    """Up to rounding, which differs by processor and version: the answers are the same, or nearly."""
+    kept, again = classifier.load(), classifier.fit()
+    if not torch.cuda.is_available():  # where training is in bfloat16
+        for name, weights in again.state_dict().items():
+            assert torch.allclose(weights, kept.state_dict()[name], rtol=0, atol=1e-3), name
+    with torch.no_grad():
+        same = kept(DIGITS.test).argmax(1) == again(DIGITS.test).argmax(1)
+    assert same.double().mean() >= 0.98
+    assert classifier.accuracy(again, DIGITS.test, DIGITS.test_labels) == pytest.approx(
+        classifier.accuracy(kept, DIGITS.test, DIGITS.test_labels), abs=0.015
+    )
+
+
+def test_a_seed_makes_the_same_bits_twice_and_another_does_not():
+    brief = TrainConfig(steps=5, batch_size=128, lr=2e-3, seed=1)
+    states = [torch.cat([p.flatten() for p in classifier.fit(brief).parameters()]) for _ in range(2)]
+    assert torch.equal(*states)
+    other = classifier.fit(TrainConfig(steps=5, batch_size=128, lr=2e-3, seed=2))
+    assert not torch.equal(states[0], torch.cat([p.flatten() for p in other.parameters()]))
+
+
+def test_loading_and_fitting_leave_the_callers_random_numbers_alone():
+    torch.manual_seed(7)
+    want = torch.rand(3)
+    torch.manual_seed(7)
+    classifier.load()
+    classifier.fit(TrainConfig(steps=1, batch_size=8))
+    assert torch.equal(torch.rand(3), want)
+
+
+def test_features_are_normalized_and_lead_to_the_logits():
+    model, x = classifier.load(), DIGITS.test[:20]
+    features = model.features(x)
+    assert features.shape == (20, 64) and torch.equal(model.head(features), model(x))
+    assert torch.allclose(features.mean(1), torch.zeros(20), atol=1e-5)
+    assert torch.allclose(features.var(1, correction=0), torch.ones(20), atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_distances_see_what_is_wrong_with_images(seed):
+    """Noise moves digits away from digits, more noise farther; mirrored digits are far."""
+    k = torch.Generator().manual_seed(seed)
+    features, order = classifier.load().features, torch.randperm(len(DIGITS.train), generator=k)
+    one, two = DIGITS.train[order].chunk(2)
+    noisy = lambda size: (one + size * torch.randn(one.shape, generator=k)).clamp(-1, 1)
+    sets = [extract(features, x) for x in (one, noisy(0.2), noisy(0.5), one.flip(3))]
+    for metric in (frechet, kid):
+        near, some, much, mirrored = (metric(x, extract(features, two)) for x in sets)
+        assert near < some < much and near < some < mirrored
+
+
+@pytest.mark.parametrize("x, match", [
+    (torch.zeros(2, 1, 28, 28), r"x must have shape \(B, 1, 8, 8\).*got \(2, 1, 28, 28\)"),
+    (torch.zeros(2, 3, 8, 8), r"x must have shape \(B, 1, 8, 8\).*got \(2, 3, 8, 8\)"),
+    (torch.full((2, 1, 8, 8), 16.0), r"x must lie in \[-1, 1\]; got values from 16 to 16"),
+    (torch.zeros(2, 1, 8, 8, dtype=torch.float64), "x must be of the network's precision, torch.float32"),
+])  # fmt: skip
+def test_bad_images(x, match):
+    model = classifier.load()
+    for call in (model, model.features):
+        with pytest.raises(ValueError, match=match):
+            call(x)
+
+
+def test_accuracy_does_not_broadcast_labels():
+    model, x, labels = classifier.load(), DIGITS.test, DIGITS.test_labels
+    assert classifier.accuracy(model, x, labels.int()) == classifier.accuracy(model, x, labels)
+    for bad in (labels[:, None], labels[:1], labels[:-1], labels.float(), labels.numpy(), 3):
+        with pytest.raises(ValueError, match=r"labels must be a tensor of integers \(360,\)"):
+            classifier.accuracy(model, x, bad)
