@@ -29,24 +29,24 @@ book: $(READY) ## Execute the notebooks and build the site
 test: $(READY) ## Check everything: style, library, notebooks, book and site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	COURSE_PROFILE=smoke $(BIN)/pytest --junitxml=_build/tests.xml
+	COURSE_PROFILE=smoke $(BIN)/pytest --nbval --nbval-current-env --junitxml=_build/tests.xml
 	@echo "Verified: the library, every notebook against its stored checks, and every page of the site" \
 		"in a browser. Report: _build/tests.xml. Site: _build/site-test/_build/html/index.html"
 
-run: $(READY) ## Run a chapter into runs/: CHAPTER=04 [PROFILE=full] [DATASET=mnist] [SEED=1]
+run: $(READY) ## Run a chapter into runs/: CHAPTER=gmm_em [PROFILE=full] [DATASET=mnist] [SEED=1]
 	@$(BIN)/python -m tools.run "$(CHAPTER)" $(if $(PROFILE),--profile "$(PROFILE)") \
 		$(if $(DATASET),--dataset "$(DATASET)") $(if $(SEED),--seed "$(SEED)")
 
-arena: $(READY) ## Run what is missing of chapter 09's runs: [PROFILE=full]
+arena: $(READY) ## Run what is missing of the arena's runs: [PROFILE=full]
 	@$(BIN)/python -m tools.arena $(if $(PROFILE),--profile "$(PROFILE)")
 
 handout: $(READY) ## Write handout/: chapters without solutions, as notebooks and as scripts
 	@$(BIN)/python -m tools.handout
 
-checks: $(READY) ## Run notebooks and store their checks' lines: [CHAPTER=04], else all
+checks: $(READY) ## Run notebooks and store their checks' lines: [CHAPTER=gmm_em], else all
 	@$(BIN)/python -m tools.checks $(CHAPTER)
 
-classifier: $(READY) ## Train the digit classifier again: course_lib/classifier.pt
+classifier: $(READY) ## Train the digit classifier again: course_lib/stored/
 	@$(BIN)/python -m course_lib.metrics.classifier
 
 address: $(READY) ## Write _config.yml's repository address into the notebooks' set-up cells
@@ -54,7 +54,7 @@ address: $(READY) ## Write _config.yml's repository address into the notebooks' 
 
 lock: $(READY) ## Pin in requirements.txt all versions, within pyproject.toml's ranges
 	@test -x $(BIN)/uv || $(BIN)/pip install --quiet --disable-pip-version-check "uv>=0.5,<1"
-	$(BIN)/uv pip compile pyproject.toml --extra book --extra test --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra book-test --universal --python-version 3.11 \
 		-o requirements.txt
 
 bench: $(READY) ## Measure the speed of the library beside others'

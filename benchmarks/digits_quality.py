@@ -37,15 +37,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.training import data
-from course_lib.diffusion.coupling import optimal
-from course_lib.diffusion.loss import logit_normal, regression, uniform
-from course_lib.diffusion.path import Linear
-from course_lib.diffusion.sample import grid
-from course_lib.diffusion.solve import euler, heun
-from course_lib.metrics.samples import frechet
+from course_lib.diffusion import Denoiser, Linear, euler, grid, heun, logit_normal, optimal
+from course_lib.diffusion.loss import Times
+from course_lib.metrics import frechet
 from course_lib.nets.unet import UNet
-from course_lib.training.loop import average
+from course_lib.training import Images, average, load_dataset
 
 try:
     import diffusers
@@ -86,8 +82,8 @@ def along(solver: Callable, power: float = 1.0, *, turned: bool = False) -> Samp
 
     def sample(net: nn.Module, x: Tensor, evaluations: int) -> Tensor:
         steps = evaluations if solver is euler else (evaluations + 1) // 2  # Heun's last takes one evaluation
-        velocity = (lambda x, t: -net(x, 1 - t)) if turned else net
-        return solver(velocity, Linear(), x, grid(steps, power=power))
+        model = Denoiser(lambda x, t: -net(x, 1 - t), Linear(), "velocity") if turned else net
+        return solver(model, x, grid(steps, power=power))
 
     return sample
 
@@ -100,10 +96,10 @@ def flow_samplers(*, turned: bool) -> dict[str, Sampler]:
     }
 
 
-def ours(times: Callable[[Tensor], Tensor] = logit_normal, couple: Callable | None = optimal) -> System:
-    net = UNet(1, width=32, levels=(1, 1, 2))
-    loss = regression(Linear(), target="velocity", times=times, couple=couple)
-    return System(net, loss, flow_samplers(turned=False))
+def ours(times: Times | None = logit_normal, couple: Callable | None = optimal) -> System:
+    model = Denoiser(UNet(1, width=32, levels=(1, 1, 2)), Linear(), "velocity")
+    loss = lambda model, x0: model.loss(x0, times=times, couple=couple)
+    return System(model, loss, flow_samplers(turned=False))
 
 
 def of_tutorial() -> System:
@@ -147,12 +143,13 @@ def of_process() -> System:
     return System(net, lambda net, x0: process(x0), {"DDIM": sample})
 
 
-def of_torchcfm(times: Callable[[Tensor], Tensor] = logit_normal) -> System:
+def of_torchcfm(times: Times | None = logit_normal) -> System:
     """torchcfm: noise is its x0, data its x1."""
     matcher = ExactOptimalTransportConditionalFlowMatcher(sigma=0.0)
 
     def loss(net: nn.Module, data: Tensor) -> Tensor:
-        t = times(torch.rand(len(data)))
+        u = torch.rand(len(data))
+        t = u if times is None else times(Linear(), u)
         t, xt, velocity = matcher.sample_location_and_conditional_flow(torch.randn_like(data), data, t)
         return F.mse_loss(net(xt, t), velocity)
 
@@ -189,7 +186,7 @@ def training(system: System, images: Tensor, rate: float, seconds: float) -> Ite
             nn.utils.clip_grad_norm_(system.net.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            smooth.update_parameters(system.net)
+            smooth.update(system.net)
         spent += time.process_time() - begin
         yield Trained(smooth.module, step)
 
@@ -207,7 +204,7 @@ def in_turns(runs: dict[str, Iterator[Trained]]) -> dict[str, Trained]:
     return found
 
 
-def classifier(digits: data.Images) -> tuple[Callable[[Tensor], Tensor], float]:
+def classifier(digits: Images) -> tuple[Callable[[Tensor], Tensor], float]:
     """Features (N, 64) of images, from a network trained here, and its accuracy on the test digits."""
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -239,8 +236,8 @@ def distances(features: Callable, real: Tensor, net: nn.Module, samplers: list[S
 def tune(features: Callable, real: Tensor, images: Tensor, seconds: float) -> None:
     """Print what RATES and CHOSEN are chosen from."""
     make = {**MAKE, "ours, not coupled": lambda: ours(couple=None)}
-    make["ours, not coupled, uniform times"] = lambda: ours(uniform, None)
-    make["torchcfm, uniform times"] = lambda: of_torchcfm(uniform)
+    make["ours, not coupled, uniform times"] = lambda: ours(None, None)
+    make["torchcfm, uniform times"] = lambda: of_torchcfm(None)
     for name, build in make.items():
         for rate in TUNING_RATES:
             torch.manual_seed(TUNING_SEED)
@@ -253,7 +250,7 @@ def tune(features: Callable, real: Tensor, images: Tensor, seconds: float) -> No
 
 def main() -> None:
     torch.set_num_threads(1)
-    digits = data.load("digits")
+    digits = load_dataset("digits")
     images = torch.cat([digits.train, digits.test])
     features, accuracy = classifier(digits)
     real = features(images)

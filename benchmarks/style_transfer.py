@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from course_lib.training import data
 from course_lib.style.features import RandomFeatures
 from course_lib.style.transfer import Iteration, gram, optimize, style_loss, transfer
+from course_lib.training import data
 
 SIDE, STEPS = 128, 80
 ERRORS = (0.5, 0.2, 0.1, 0.05, 0.03)

@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from course_lib.vq.quantizers import VectorQuantizerEMA
+from course_lib.vq import VectorQuantizerEMA
 
 try:
     from vector_quantize_pytorch import VectorQuantize

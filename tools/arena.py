@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--profile", choices=PROFILES)
     parser.add_argument("--workers", type=int)
     chosen = parser.parse_args(arguments)
-    folder = ROOT / "notebooks" / "runs" / "arena"  # where chapter 09 looks
+    folder = ROOT / "notebooks" / "runs" / "arena"  # where its chapter looks
     try:
         found = arena(chosen.profile, folder=folder, workers=chosen.workers, progress=True)
     except ValueError as error:

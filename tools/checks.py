@@ -1,6 +1,6 @@
 """Run chapters in the smoke profile and store what their checks print, and nothing else.
 
-`python -m tools.checks [NUMBER…]`: all chapters, or those with these numbers.
+`python -m tools.checks [NAME…]`: all chapters, or those of these names, such as gmm_em.
 """
 
 import copy
@@ -26,18 +26,18 @@ def store(chapter: Chapter) -> None:
     chapter.write(ROOT / "notebooks" / f"{chapter.name}.ipynb")
 
 
-def main(numbers: list[str]) -> None:
+def main(names: list[str]) -> None:
     os.environ["COURSE_PROFILE"] = "smoke"
-    known = {chapter.number: chapter for chapter in read_all()}
-    if unknown := [n for n in numbers if n not in known]:
+    known = {chapter.name: chapter for chapter in read_all()}
+    if unknown := [name for name in names if name not in known]:
         print(f"make checks: CHAPTER must be one of {', '.join(known)}; got {unknown[0]!r}", file=sys.stderr)
         sys.exit(2)
-    for number in numbers or known:
+    for name in names or known:
         try:
-            store(known[number])
+            store(known[name])
         except CellExecutionError as error:
-            sys.exit(f"notebooks/{known[number].name}.ipynb, nothing stored: {error}")
-        print(f"notebooks/{known[number].name}.ipynb: {len(known[number].verified())} checks stored")
+            sys.exit(f"notebooks/{name}.ipynb, nothing stored: {error}")
+        print(f"notebooks/{name}.ipynb: {len(known[name].verified())} checks stored")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Address(NamedTuple):
         return (
             "# In Colab, install the course's package at a pinned tag; elsewhere, do nothing.\n"
             'import sys\n\nif "google.colab" in sys.modules:\n'
-            f'    %pip install --quiet "course-lib @ git+{self.url}@{self.tag}"'
+            f'    %pip install --quiet "course-lib[notebook] @ git+{self.url}@{self.tag}"'
         )
 
     def badge(self, name: str) -> str:
@@ -78,10 +78,6 @@ class Chapter(NamedTuple):
 
     name: str
     notebook: NotebookNode
-
-    @property
-    def number(self) -> str:
-        return self.name[:2]
 
     @property
     def title(self) -> str:
@@ -147,8 +143,10 @@ def read(path: Path) -> Chapter:
 
 
 def read_all(root: Path = ROOT) -> list[Chapter]:
-    """Every chapter, in order."""
-    return [read(path) for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
+    """Every chapter, in the order of ``_toc.yml``."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text("utf8"))
+    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    return [read(root / f"{file}.ipynb") for file in files if file.startswith("notebooks/")]
 
 
 def verified_page(chapters: list[Chapter]) -> str:

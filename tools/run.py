@@ -1,4 +1,4 @@
-"""Run one chapter with parameters into ``runs/``: `python -m tools.run CHAPTER [--profile …]`."""
+"""Run one chapter with parameters into ``runs/``: `python -m tools.run gmm_em [--profile …]`."""
 
 import argparse
 import sys
@@ -27,9 +27,9 @@ def seed(value: str) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    names = {chapter.number: chapter.name for chapter in read_all(ROOT)}
     parser = Parser(description=__doc__)
-    parser.add_argument("chapter", choices=list(names), metavar="CHAPTER")
+    names = [chapter.name for chapter in read_all(ROOT)]
+    parser.add_argument("chapter", choices=names, metavar="CHAPTER")
     parser.add_argument("--profile", choices=PROFILES, metavar="PROFILE")
     parser.add_argument("--dataset", choices=NAMES, metavar="DATASET")
     parser.add_argument("--seed", type=seed, default=0, metavar="SEED")
@@ -39,13 +39,12 @@ def main(arguments: list[str]) -> None:
     except ValueError as error:
         parser.error(f"COURSE_PROFILE: {error}")
 
-    name = names[chosen.chapter]
-    parts = [name, profile, chosen.dataset, f"seed{chosen.seed}"]
+    parts = [chosen.chapter, profile, chosen.dataset, f"seed{chosen.seed}"]
     out = ROOT / "runs" / f"{'-'.join(filter(None, parts))}.ipynb"
     out.parent.mkdir(exist_ok=True)
     try:
         papermill.execute_notebook(
-            ROOT / "notebooks" / f"{name}.ipynb",
+            ROOT / "notebooks" / f"{chosen.chapter}.ipynb",
             out,
             {"profile": profile, "seed": chosen.seed, "dataset": chosen.dataset},
             kernel_name="python3",
@@ -53,13 +52,13 @@ def main(arguments: list[str]) -> None:
         )
     except PapermillExecutionError as error:
         print(
-            f"notebooks/{name}.ipynb, code cell {error.exec_count}, which begins with "
+            f"notebooks/{chosen.chapter}.ipynb, code cell {error.exec_count}, which begins with "
             f"{error.source.splitlines()[0]!r}: {error.ename}: {error.evalue}\n"
             f"The part that ran is {out.relative_to(ROOT)}",
             file=sys.stderr,
         )
         sys.exit(1)
-    print(f"{out.relative_to(ROOT)}: chapter {chosen.chapter} in the {profile} profile")
+    print(f"{out.relative_to(ROOT)}: run in the {profile} profile")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ CACHES = 4  # folders kept: a few branches or profiles in turn
 def fingerprint(root: Path, profile: str) -> str:
     """A short hash of all that a notebook's outputs depend on beside the notebook."""
     digest = hashlib.sha256(profile.encode())
-    library = (path for path in (root / "course_lib").rglob("*") if path.suffix in (".py", ".pt", ".ipynb"))
+    kept = lambda path: path.suffix in (".py", ".ipynb") or path.parent.name == "stored"
+    library = (path for path in (root / "course_lib").rglob("*") if path.is_file() and kept(path))
     for path in [root / "requirements.txt", *sorted(library)]:
         digest.update(f"\0{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]

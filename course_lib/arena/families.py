@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from course_lib.mixture import em
 from course_lib.arena.field import Field
 from course_lib.book.profiles import Run
+from course_lib.mixture import em
 from course_lib.training.loop import TrainConfig, average, train
 
 STEPS = 10**9  # for a loop that a clock ends
@@ -171,7 +171,7 @@ class TrainingSet(Family):
 
 
 class Mixture(Family):
-    r"""Chapter 04: Gaussians with full covariances, as many as BIC prefers, in the space of the first PCs.
+    r"""Gaussians with full covariances, as many as BIC prefers, in the space of the first PCs.
 
     The other directions get one variance, as in probabilistic PCA, so that images have a density.
     """

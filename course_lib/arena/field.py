@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from course_lib.metrics.samples import classifier
-
-from course_lib.training import data
-from course_lib.mixture.gaussian import GaussianMixture
+from course_lib.metrics import classifier
 from course_lib.metrics.inception import InceptionFeatures
-from course_lib.mixture.kmeans import nearest, seeds
+from course_lib.mixture.gaussian import GaussianMixture
+from course_lib.mixture.kmeans import seeds
+from course_lib.points import nearest
+from course_lib.training import data
 from course_lib.vae.pixels import dequantize
 
 FIELDS = ("points", *data.NAMES)
@@ -89,9 +89,9 @@ def _inception() -> Callable[[Tensor], Tensor]:
 
 
 def _images(name: str) -> Field:
-    images, generator = data.load(name), torch.Generator().manual_seed(0)
+    images, generator = data.load_dataset(name), torch.Generator().manual_seed(0)
     train, test = (dequantize(x, images.levels, generator=generator) for x in (images.train, images.test))
-    features = classifier.load().features if name == "digits" else _inception()
+    features = classifier.digit_classifier().features if name == "digits" else _inception()
     known = features(train[:2000])
     centres = seeds(known, 50, init="k-means", generator=generator)
     far = torch.linalg.vector_norm(known - centres[nearest(known, centres)], dim=1)

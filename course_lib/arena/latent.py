@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from course_lib.arena.families import STEPS, Clock, Family, Sampler, sized
 from course_lib.gan.loop import GANConfig, train_gan
-from course_lib.gan.losses import r1
-from course_lib.vae.pixels import Gaussian
+from course_lib.gan.losses import HINGE, r1
 from course_lib.nets.convolutional import ConvDecoder, ConvEncoder
 from course_lib.nets.dcgan import DCDiscriminator, DCGenerator
 from course_lib.nets.mlp import mlp
 from course_lib.nets.pixelcnn import pixelcnn
-from course_lib.vq.quantizers import VectorQuantizerEMA, restart_dead_codes
-from course_lib.training.loop import average
+from course_lib.training import average, evaluating
 from course_lib.vae.models import VAE, importance_bound
-from course_lib.vq.vqvae import VQVAE, CodePrior, prior_loss, vq_loss
+from course_lib.vae.pixels import Gaussian
+from course_lib.vq import VQVAE, CodePrior
+from course_lib.vq.quantizers import VectorQuantizerEMA, restart_dead_codes
 
 
 def to_images(net: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:
@@ -27,7 +27,7 @@ def to_images(net: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:
 
 
 class Autoencoder(Family):
-    """Chapter 03: a VAE, convolutional for images, whose likelihood is normal with a variance a value."""
+    """A VAE, convolutional for images, whose likelihood is normal with a variance a value."""
 
     density = "bound"
 
@@ -57,7 +57,7 @@ class Autoencoder(Family):
         self.model = VAE(*sized(build, self.budget), noise, latent_dim=latent)
 
     def training(self, clock: Clock) -> Iterator:
-        loss = lambda model, x: -model(x).elbo.mean()
+        loss = lambda x: -self.model(x).elbo.mean()
         self.smooth, steps = self.fit(self.model, loss, [self.field.train], lr=3e-3)
         yield from steps
 
@@ -81,8 +81,8 @@ class Autoencoder(Family):
         return importance_bound(self.smooth.module, x.to(self.run.device), draws=50, generator=on).cpu()
 
 
-class Quantized(Family):
-    """Chapter 05: a VQ-VAE for two thirds of the time, then its prior over the codes."""
+class VectorQuantized(Family):
+    """A VQ-VAE for two thirds of the time, then its prior over the codes."""
 
     density = "bound"
     codes, dim, share = 64, 8, 2 / 3
@@ -121,14 +121,14 @@ class Quantized(Family):
         self.model.eval()
         indices = torch.cat([self.model.encode(x.to(self.run.device)) for x in self.field.train.split(1024)])
         self.deviation = self._deviation(indices)
-        self.smooth, steps = self.fit(self.prior, prior_loss, [indices.cpu()], lr=2e-3)
+        self.smooth, steps = self.fit(self.prior, self.prior.loss, [indices.cpu()], lr=2e-3)
         for step in steps:
             self.sampled = self.smooth.module
             yield step
 
     def _autoencode(self, clock: Clock) -> Iterator:
         self.sampled = self.prior
-        _, steps = self.fit(self.model, vq_loss, [self.field.train], lr=3e-3)
+        _, steps = self.fit(self.model, self.model.loss, [self.field.train], lr=3e-3)
         pick = torch.Generator().manual_seed(self.run.seed)
         for step in steps:
             if step.step % 20 == 0 and not clock.past(0.8 * self.share):
@@ -151,10 +151,9 @@ class Quantized(Family):
 
         @torch.no_grad()
         def draw(n: int, generator: torch.Generator, noisy: bool = True) -> Tensor:
-            was = self.model.training
             codes = self.sampled.sample(n, generator=self.on_device(generator))
-            x = self.model.eval().decode(codes).cpu()
-            self.model.train(was)
+            with evaluating(self.model):
+                x = self.model.decode(codes).cpu()
             return x + self.deviation * torch.randn(x.shape, generator=generator) if noisy else x
 
         means = functools.partial(draw, noisy=False)
@@ -170,7 +169,7 @@ class Quantized(Family):
 
 
 class Adversarial(Family):
-    """Chapter 02: a DCGAN, or for points fully connected networks and R1; the hinge loss."""
+    """A DCGAN, or for points fully connected networks and R1; the hinge loss."""
 
     def networks(self) -> list[nn.Module]:
         return self.pair
@@ -196,9 +195,11 @@ class Adversarial(Family):
             speed = dict(lr_generator=3e-3, lr_discriminator=3e-3, betas=(0.5, 0.9), batch_size=128)
         else:
             speed = dict(lr_generator=2e-3, lr_discriminator=2e-3, betas=(0.5, 0.99), batch_size=64)
-        config = GANConfig(STEPS, self.latent, "hinge", seed=self.run.seed, **speed)
+        config = GANConfig(STEPS, self.latent, seed=self.run.seed, **speed)
         penalty = functools.partial(r1, weight=0.02) if self.field.flat else None
-        yield from train_gan(*self.pair, [self.field.train], config, penalty=penalty, ema=self.smooth)
+        yield from train_gan(
+            *self.pair, [self.field.train], config, loss=HINGE, penalty=penalty, ema=self.smooth
+        )
 
     def samplers(self) -> dict[str, Sampler]:
         @torch.no_grad()

@@ -19,7 +19,9 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
+from unittest.mock import patch
 
 import nbformat
 import numpy as np
@@ -32,10 +34,10 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 from traitlets.config import Config
 
-from course_lib.book import profiles
 from course_lib.arena.families import Family
 from course_lib.arena.field import FIELDS
 from course_lib.arena.yardstick import FAMILIES, Looks, budget, draw, rows
+from course_lib.book import profiles
 from course_lib.require import require_count
 
 LIBRARY = Path(__file__).resolve().parents[1]
@@ -285,7 +287,10 @@ def _work(left: list[Entry], profile: str, folder: Path, workers: int) -> Iterat
         while waiting and len(going) < workers:
             entry = waiting.pop(0)
             process = context.Process(target=run_one, args=(entry, profile, folder))
-            process.start()
+            # A new process runs the file of `__main__` again, to find there what it is to call. What it is
+            # to call is in this module, and the file may be a script that calls `arena`: hide it.
+            with patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
+                process.start()
             going[process.sentinel] = entry, process
         for sentinel in wait(list(going)):
             entry, process = going.pop(sentinel)

@@ -1,5 +1,6 @@
 """The contestants that walk from noise to data: DDPM, the score's SDE and ODE, flow matching three ways."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -8,11 +9,14 @@ from torch import Tensor, nn
 
 from course_lib.arena.families import Clock, Family, Sampler, sized
 from course_lib.diffusion.coupling import optimal
+from course_lib.diffusion.denoiser import BaseDenoiser, Denoiser
+from course_lib.diffusion.guidance import Clipped
 from course_lib.diffusion.likelihood import log_likelihood
-from course_lib.diffusion.loss import logit_normal, paired, regression, table_steps, variational_bound
-from course_lib.diffusion.path import VP, Linear, Tabulated
-from course_lib.diffusion.sample import ancestral, ddim, grid, strided
-from course_lib.diffusion.solve import heun, reverse_sde
+from course_lib.diffusion.loss import logit_normal
+from course_lib.diffusion.path import VP, GaussianPath, Linear
+from course_lib.diffusion.samplers import ancestral, ddim, grid, heun, in_batches, reverse_sde, strided
+from course_lib.diffusion.tabulated import Tabulated
+from course_lib.diffusion.variational import variational_bound
 from course_lib.nets.mlp import TimeMLP
 from course_lib.nets.unet import UNet
 
@@ -30,14 +34,13 @@ class PointNet(nn.Module):
 
 
 class Walk(Family):
-    """What these share: one network ``net(x, t)`` for a path, and samplers that begin with noise."""
+    """What these share: a denoiser, and samplers that begin with noise."""
+
+    path: GaussianPath
+    target: str
 
     def networks(self) -> list[nn.Module]:
-        return [self.net]
-
-    def loss(self) -> Callable:
-        """What the network is trained on."""
-        raise NotImplementedError
+        return [self.model]
 
     def build(self) -> None:
         def build(width: int) -> list[nn.Module]:
@@ -45,46 +48,52 @@ class Walk(Family):
                 return [PointNet(self.field.dims, width)]
             return [UNet(self.field.shape[0], width=width, levels=(1, 1, 2))]
 
-        (self.net,) = sized(build, self.budget, multiple=8)  # of the U-Net's group norms
+        (net,) = sized(build, self.budget, multiple=8)  # of the U-Net's group norms
+        self.model = Denoiser(net, self.path, self.target)
+
+    def loss(self) -> Callable[..., Tensor]:
+        """What the denoiser is trained on."""
+        return self.model.loss
 
     def training(self, clock: Clock) -> Iterator:
-        yield from self.learn(self.net, self.loss(), [self.field.train])
+        yield from self.learn(self.loss(), [self.field.train])
 
-    def learn(self, net: nn.Module, loss: Callable, tensors: list[Tensor]) -> Iterator:
+    def learn(self, loss: Callable[..., Tensor], tensors: list[Tensor]) -> Iterator:
         options = dict(lr=5e-3, batch_size=256) if self.field.flat else dict(lr=3e-3)
-        self.smooth, steps = self.fit(net, loss, tensors, **options)
+        self.smooth, steps = self.fit(self.model, loss, tensors, **options)
         yield from steps
 
-    def walk(self, evaluations: int, sampler: Callable, times: Tensor, **options) -> Sampler:
+    def trained(self) -> BaseDenoiser:
+        return self.smooth.module
+
+    def walk(self, evaluations: int, sampler: Callable, times: Tensor) -> Sampler:
         """A sampler of the diffusion package along a grid, 256 samples at a time."""
 
         def draw(n: int, generator: torch.Generator) -> Tensor:
-            net, device = self.smooth.module.eval(), self.run.device
             start = torch.randn(n, *self.field.shape, generator=generator)
-            if sampler in (ancestral, reverse_sde):
-                options["generator"] = self.on_device(generator)
-            parts = [sampler(net, self.path, x.to(device), times, **options).cpu() for x in start.split(256)]
-            return torch.cat(parts)
+            random = sampler in (ancestral, reverse_sde)
+            options = dict(generator=self.on_device(generator)) if random else {}
+            return in_batches(sampler, self.trained(), start, times, batch_size=256, **options)
 
         return Sampler(evaluations, draw)
 
 
-class Denoising(Walk):
-    """Chapter 06: DDPM with a table of 200 steps, sampled by ancestral sampling and by DDIM."""
+class DDPM(Walk):
+    """DDPM with a table of 200 steps, sampled by ancestral sampling and by DDIM."""
 
     density = "bound"
     T, cells = 200, 4096
+    path, target = Tabulated.schedule("linear", T), "eps"
 
-    def loss(self) -> Callable:
-        self.path = Tabulated.from_betas("linear", self.T)
-        return regression(self.path, target="eps", times=table_steps(self.T))
+    def trained(self) -> BaseDenoiser:
+        return Clipped(self.smooth.module, 1.0)
 
     def samplers(self) -> dict[str, Sampler]:
         found = {}
         for steps in (10, 5, 20, 50):
-            found[f"DDIM, {steps}"] = self.walk(steps, ddim, self.subset(steps), clip=1.0)
+            found[f"DDIM, {steps}"] = self.walk(steps, ddim, self.subset(steps))
         for steps in (10, 50, self.T):
-            found[f"ancestral, {steps}"] = self.walk(steps, ancestral, self.subset(steps), clip=1.0)
+            found[f"ancestral, {steps}"] = self.walk(steps, ancestral, self.subset(steps))
         return found
 
     def subset(self, steps: int) -> Tensor:
@@ -95,53 +104,44 @@ class Denoising(Walk):
 
     def log_density(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """The bound on the mass of a small cell about x, over the cell's volume."""
-        net, dims = self.smooth.module.eval(), self.field.dims
-        on = self.on_device(generator)
+        dims, on = self.field.dims, self.on_device(generator)
         edge = 1 - 2 / (self.cells - 1)
         x = x.clamp(-edge, edge)  # the outermost cells have no volume: they reach to infinity
-        found = variational_bound(net, self.path, x.to(self.run.device), levels=self.cells, generator=on)
+        model = self.smooth.module
+        found = variational_bound(model, x.to(self.run.device), levels=self.cells, generator=on)
         return -dims * (math.log(2) * found.total.cpu() + math.log(2 / (self.cells - 1)))
 
 
-class Score(Walk):
-    """Chapter 07: noise predicted along the VP path; the reverse SDE and the probability-flow ODE."""
+class ScoreSDE(Walk):
+    """Noise predicted along the VP path; the reverse SDE and the probability-flow ODE."""
 
     density = "exact"
-    end, stop = 1e-4, 1e-3  # of training and of samplers, whose last step is poor where scores are large
-
-    def loss(self) -> Callable:
-        self.path = VP()
-        return regression(self.path, target="eps", end=self.end)
+    path, target = VP(), "eps"
+    start, stop = 1e-4, 1e-3  # of the density's flow; of samplers, whose last step is poor near data
 
     def samplers(self) -> dict[str, Sampler]:
         found = {}
         for steps in (5, 2, 10, 25):
-            times = grid(steps, end=self.stop, power=2)
-            found[f"ODE, {2 * steps}"] = self.walk(2 * steps, heun, times, target="eps")
+            found[f"ODE, {2 * steps}"] = self.walk(2 * steps, heun, grid(steps, stop=self.stop, power=2))
         for steps in (20, 50, 100):
-            times = grid(steps, end=self.stop, power=2)
-            found[f"SDE, {steps}"] = self.walk(steps, reverse_sde, times, target="eps")
+            found[f"SDE, {steps}"] = self.walk(steps, reverse_sde, grid(steps, stop=self.stop, power=2))
         return found
 
     def log_density(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return self.by_flow(x, generator, target="eps", start=self.end)
-
-    def by_flow(self, x: Tensor, generator: torch.Generator, **options) -> Tensor:
         """Of the ODE: for points the divergence is exact; for images one random sign estimates it."""
         on = self.on_device(generator)
         loose = {} if self.field.flat else dict(rtol=1e-3, atol=1e-3, hutchinson=1, generator=on)
-        net = self.smooth.module.eval()
-        return log_likelihood(net, self.path, x.to(self.run.device), **loose, **options).cpu()
+        return log_likelihood(self.trained(), x.to(self.run.device), start=self.start, **loose).cpu()
 
 
-class Flow(Score):
-    """Chapter 08: the velocity of the linear path, between independent data and noise."""
+class Flow(ScoreSDE):
+    """Flow matching: the velocity of the linear path, between independent data and noise."""
 
+    path, target, start = Linear(), "velocity", 1e-5
     couple: Callable | None = None
 
-    def loss(self) -> Callable:
-        self.path = Linear()
-        return regression(self.path, target="velocity", times=logit_normal, couple=self.couple)
+    def loss(self) -> Callable[..., Tensor]:
+        return functools.partial(self.model.loss, times=logit_normal, couple=self.couple)
 
     def samplers(self) -> dict[str, Sampler]:
         found = {}
@@ -149,9 +149,6 @@ class Flow(Score):
             count = 2 * steps - 1
             found[f"Heun, {count}"] = self.walk(count, heun, grid(steps, power=1.25))
         return found
-
-    def log_density(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return self.by_flow(x, generator, start=1e-5)
 
 
 class CoupledFlow(Flow):
@@ -174,13 +171,13 @@ class Reflow(Flow):
             if clock.past(self.share):
                 break
         noise = torch.randn(len(self.field.train), *self.field.shape)
-        teacher, made = self.smooth.module.eval(), []
+        teacher, made = self.trained(), []
         for x in noise.split(256):
-            made.append(heun(teacher, self.path, x.to(self.run.device), grid(10, power=1.25)).cpu())
+            made.append(heun(teacher, x.to(self.run.device), grid(10, power=1.25)).cpu())
             yield
             if clock.past(self.made_by):
                 break
         data = torch.cat(made)
-        self.net.load_state_dict(teacher.state_dict())
-        again = paired(self.path, times=logit_normal)
-        yield from self.learn(self.net, again, [data, noise[: len(data)]])
+        self.model.load_state_dict(teacher.state_dict())
+        again = lambda x0, eps: self.model.loss(x0, eps=eps, times=logit_normal)
+        yield from self.learn(again, [data, noise[: len(data)]])

@@ -7,25 +7,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from course_lib.book import profiles
-
 from course_lib import metrics
 from course_lib.arena.families import Clock, FactorizedGaussian, Family, Mixture, TrainingSet
 from course_lib.arena.field import Field, field
-from course_lib.arena.latent import Adversarial, Autoencoder, Quantized
-from course_lib.arena.walks import CoupledFlow, Denoising, Flow, Reflow, Score
-from course_lib.diffusion.coupling import wasserstein
-from course_lib.mixture.kmeans import nearest
+from course_lib.arena.latent import Adversarial, Autoencoder, VectorQuantized
+from course_lib.arena.walks import DDPM, CoupledFlow, Flow, Reflow, ScoreSDE
+from course_lib.book import profiles
+from course_lib.points import nearest
 from course_lib.vae.pixels import bits_per_dim
 
 FAMILIES = {
     "factorized Gaussian": FactorizedGaussian,
     "mixture": Mixture,
     "VAE": Autoencoder,
-    "VQ-VAE": Quantized,
+    "VQ-VAE": VectorQuantized,
     "GAN": Adversarial,
-    "DDPM": Denoising,
-    "score": Score,
+    "DDPM": DDPM,
+    "score": ScoreSDE,
     "flow": Flow,
     "flow, OT": CoupledFlow,
     "reflow": Reflow,
@@ -100,7 +98,7 @@ def quality(model: Family) -> float:
     place, count = model.field, budget(model.field, model.run).samples
     x = draw(model, next(iter(model.samplers())), count)
     if place.flat:
-        return wasserstein(x, place.test[:count])
+        return metrics.wasserstein(x, place.test[:count])
     return metrics.frechet(place.features(x), place.features(place.test[:count]))
 
 
@@ -139,7 +137,7 @@ def distances(model: Family, sampler: str) -> Iterator[float]:
     allowed = budget(model.field, model.run)
     parts = model.field.test.split(allowed.samples)
     for turn in range(1, allowed.draws):
-        yield wasserstein(draw(model, sampler, allowed.samples, turn), parts[turn])
+        yield metrics.wasserstein(draw(model, sampler, allowed.samples, turn), parts[turn])
 
 
 def log_density(model: Family) -> dict:
@@ -166,7 +164,7 @@ def measure(place: Field, x: Tensor) -> dict:
     shares = metrics.precision_recall(f_test, f_x)
     reached = metrics.mode_coverage(f_x, place.centres, place.radius)
     return {
-        "w2": wasserstein(x, test),
+        "w2": metrics.wasserstein(x, test),
         "mmd": metrics.mmd(x.flatten(1), test.flatten(1), metrics.rbf(width)),
         "frechet": metrics.frechet(f_x, f_test) if not place.flat else math.nan,
         "kid": metrics.kid(f_x, f_test) if not place.flat else math.nan,

@@ -1,5 +1,6 @@
 """A labelled equation, verified: the notebooks' `check`."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,15 @@ def _array(label: str, name: str, value: Any) -> np.ndarray:
     if array.size == 0:
         raise ValueError(f"{label}: {name} is empty, so the check could not fail")
     return array.astype(np.float64)
+
+
+def say(line: str) -> None:
+    """Print a line; where the console's encoding lacks a character, with something in its place."""
+    try:
+        print(line)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        print(line.replace("✓", "ok").encode(encoding, "replace").decode(encoding))
 
 
 def check(
@@ -51,6 +61,10 @@ def check(
     Raises:
         CheckFailed: they differ; the message says by how much and where.
         ValueError: shapes differ, something is empty, or the tolerance makes no sense.
+
+    Examples:
+        >>> check("eq-sum", sum(range(101)), 100 * 101 / 2, by="the formula")
+        ✓ eq-sum | the formula | equal
     """
     a, b = _array(label, "got", got), _array(label, "want", want)
     if b.ndim and a.shape != b.shape:
@@ -79,4 +93,4 @@ def check(
             f"the worst, at index {tuple(map(int, worst))}, is {a[worst]:.9g} where {b[worst]:.9g} "
             f"was wanted: off by {error[worst]:.3g}, allowed {allowed[worst]:.3g} ({said})"
         )
-    print(f"✓ {label} | {by} | {said}")
+    say(f"✓ {label} | {by} | {said}")

@@ -1,11 +1,12 @@
 """How a chapter is run: profile, device and seed."""
 
 import os
-import random
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
+
+from course_lib.book.show import set_style
+from course_lib.training.device import pick_device, seed_everything
 
 PROFILES = ("smoke", "book", "full")
 
@@ -25,9 +26,10 @@ class Run(NamedTuple):
 
 
 def start(profile: str | None = None, seed: int = 0) -> Run:
-    r"""Choose the profile and the device, and seed every random generator.
+    r"""Choose the profile and the device, seed every random generator, and set the figures' style.
 
-    On a processor the small profiles run PyTorch on one thread, which is faster for their small arrays.
+    It is the one call that changes what is global, and a notebook's first. On a
+    processor the small profiles run PyTorch on one thread, which is faster for their small arrays.
 
     Args:
         profile: ``"smoke"``, ``"book"`` or ``"full"``. ``None`` takes the environment
@@ -40,18 +42,21 @@ def start(profile: str | None = None, seed: int = 0) -> Run:
 
     Raises:
         ValueError: the profile is unknown, or the seed is not an integer in range.
+
+    Examples:
+        >>> run = start("smoke", seed=1)
+        >>> run.seed, run.pick(smoke=10, book=1_000, full=100_000)
+        (1, 10)
     """
-    cuda = torch.cuda.is_available()
     if profile is None:
-        profile = os.environ.get("COURSE_PROFILE") or ("full" if cuda else "book")
+        profile = os.environ.get("COURSE_PROFILE") or ("full" if torch.cuda.is_available() else "book")
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}; got {profile!r}")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer in [0, 2**32); got {seed!r}")
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    mps = torch.backends.mps.is_available()
-    if profile != "full" and not cuda and not mps:
+    set_style()
+    seed_everything(seed)
+    device = pick_device()
+    if profile != "full" and device.type == "cpu":
         torch.set_num_threads(1)  # the small profiles' arrays are small: a second thread only waits
-    return Run(profile, torch.device("cuda" if cuda else "mps" if mps else "cpu"), seed)
+    return Run(profile, device, seed)

@@ -2,7 +2,7 @@
 
 A figure becomes one HTML fragment with its SVG inside. Black turns into the colour of the
 text around it, so that it reads on a light and on a dark page. A slider holds all its frames
-and needs no kernel and no network. Importing this module sets matplotlib's style.
+and needs no kernel and no network.
 """
 
 import html
@@ -28,21 +28,24 @@ from matplotlib.patches import Ellipse
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 GREY = "#808080"
 
-plt.rcParams.update(
-    {
-        "axes.grid": False,
-        "axes.prop_cycle": cycler(color=COLORS),
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "figure.constrained_layout.use": True,
-        "figure.dpi": 120,
-        "figure.figsize": (6.4, 3.6),
-        "font.size": 10,
-        "legend.frameon": False,
-        "savefig.transparent": True,
-        "svg.fonttype": "none",
-    }
-)
+STYLE = {
+    "axes.grid": False,
+    "axes.prop_cycle": cycler(color=COLORS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 120,
+    "figure.figsize": (6.4, 3.6),
+    "font.size": 10,
+    "legend.frameon": False,
+    "savefig.transparent": True,
+    "svg.fonttype": "none",
+}
+
+
+def set_style() -> None:
+    """Draw all figures to come in the course's style; `course_lib.book.profiles.start` calls this."""
+    plt.rcParams.update(STYLE)
 
 
 def _svg(figure: Figure, alt: str) -> str:
@@ -50,7 +53,8 @@ def _svg(figure: Figure, alt: str) -> str:
     if not alt.strip():
         raise ValueError("alt must say in words what the figure shows; got an empty text")
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    with plt.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     plt.close(figure)
     svg = buffer.getvalue()
     # Black becomes the page's text colour; SVG text has no colour of its own unless told.
@@ -224,8 +228,10 @@ def sheet(
     pitch = H + (int(0.2 * H / size) + 1 if titles else gap)  # from one image to the one below
     # All images in one array: one picture is drawn many times faster than many. NaN is transparent.
     pixels = np.full((rows * pitch, columns * (W + gap), C), np.nan, dtype=np.float32)
-    drawn, ax = plt.subplots(figsize=(columns * size, columns * size * pixels.shape[0] / pixels.shape[1]))
-    for i, image in enumerate(batch.permute(0, 2, 3, 1).detach().cpu().numpy()):
+    height = columns * size * pixels.shape[0] / pixels.shape[1]
+    with plt.rc_context(STYLE):
+        drawn, ax = plt.subplots(figsize=(columns * size, height))
+    for i, image in enumerate(batch.permute(0, 2, 3, 1).detach().cpu().float().numpy()):
         bottom, left = (i // columns + 1) * pitch, i % columns * (W + gap)
         pixels[bottom - H : bottom, left : left + W] = image
         if titles:
@@ -257,7 +263,7 @@ def ellipse(ax: Axes, mean: torch.Tensor, covariance: torch.Tensor, **style: Any
 
     mean: (2,), covariance: (2, 2).
     """
-    values, vectors = np.linalg.eigh(covariance.detach().cpu().numpy())
+    values, vectors = np.linalg.eigh(covariance.detach().cpu().double().numpy())
     angle = np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1]))
     width, height = 4 * np.sqrt(values[::-1])
     ax.add_patch(Ellipse(mean.tolist(), width, height, angle=angle, fill=False, lw=2, **style))

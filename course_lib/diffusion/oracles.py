@@ -1,121 +1,137 @@
 r"""Exact denoisers :math:`\mathbb E[x_0 \mid x_t]`, for data from a Gaussian mixture or a finite set.
 
-Each is called like a network that predicts ``"x0"``. With them a sampler's error is measured against the
-truth, before any network is trained.
+With them a sampler's error is measured against the truth, before any network is trained.
 """
 
 import torch
 from torch import Tensor
 
-from course_lib.diffusion.path import Path, per_sample
-from course_lib.diffusion.target import Pair, combine
+from course_lib.diffusion.denoiser import BaseDenoiser
+from course_lib.diffusion.path import GaussianPath
+from course_lib.diffusion.target import Pair
 from course_lib.mixture.gaussian import GaussianMixture
 
 
-class Oracle:
-    """What both share: a callable that returns the posterior mean of :math:`x_0`."""
+class MixtureOracle(BaseDenoiser):
+    r"""Data from a Gaussian mixture: then :math:`x_t` is a mixture too, at every t.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Its components have the means :math:`a \mu_k` and covariances :math:`a^2 \Sigma_k + b^2 I`: in the
+    eigenvectors of :math:`\Sigma_k`, found once, all of these are diagonal. Samples have shape (B, D). The
+    condition ``y=``, components (B,), asks for data of that component alone.
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        """:math:`\\mathbb E[x_0 \\mid x_t]` of samples (B, …) at times (B,)."""
-        raise NotImplementedError
-
-    def predict(self, target: str, xt: Tensor, t: Tensor) -> Tensor:
-        """The exact mean of any target given :math:`x_t`; where b = 0 only of ``"x0"``."""
-        x0 = self(xt, t)
-        if target == "x0":
-            return x0
-        at = per_sample(t, xt)
-        b = self.path.b(at)
-        if (b == 0).any():
-            raise ValueError(f"target {target!r} is not determined where b = 0: there x_t = a x_0")
-        return combine(self.path, target, Pair(x0, (xt - self.path.a(at) * x0) / b), t)
-
-
-class MixtureOracle(Oracle):
-    r"""Data from chapter 04's mixture: then :math:`x_t` is a mixture too, at every t.
-
-    Its components have the means :math:`a \mu_k` and covariances :math:`a^2 \Sigma_k + b^2 I`. Samples
-    have shape (B, D).
+    >>> from course_lib.diffusion.path import VP
+    >>> means, half = torch.tensor([[-1.0], [1.0]]), torch.tensor([0.5, 0.5])
+    >>> two = GaussianMixture(half, means, torch.tensor([0.1, 0.1]))
+    >>> oracle = MixtureOracle(two, VP())
+    >>> oracle(torch.zeros(1, 1), 0.5).abs().item() < 1e-6  # halfway between both
+    True
+    >>> oracle(torch.zeros(1, 1), 1.0, y=torch.tensor([1])).item() > 0.99
+    True
     """
 
-    def __init__(self, mixture: GaussianMixture, path: Path) -> None:
+    def __init__(self, mixture: GaussianMixture, path: GaussianPath) -> None:
         super().__init__(path)
         self.mixture = mixture
+        if mixture.covariances.ndim == 3:  # in float64, wherever the mixture is
+            matrices = mixture.covariances.cpu().double()
+            self.variances, self.axes = torch.linalg.eigh(matrices)  # (K, D), (K, D, D)
+        else:
+            eye = torch.eye(mixture.means.shape[1]).to(mixture.means)
+            self.variances, self.axes = mixture.covariances, eye.expand(len(mixture.means), *eye.shape)
 
     def at(self, t: float) -> GaussianMixture:
-        """The density of :math:`x_t` at one time, in (0, 1]."""
-        if not 0 <= t <= 1:
-            raise ValueError(f"t must lie in [0, 1]; got {t}")
-        time = torch.tensor([t], dtype=self.mixture.means.dtype, device=self.mixture.means.device)
+        """The density of :math:`x_t` at one time."""
+        time = torch.tensor(t, dtype=self.mixture.means.dtype, device=self.mixture.means.device)
+        self.path.require(time)
         a, b = self.path.a(time), self.path.b(time)
         covariances = a**2 * self.mixture.covariances
-        if covariances.ndim == 3:
-            covariances = covariances + b**2 * torch.eye(covariances.shape[1]).to(covariances)
-        else:
-            covariances = covariances + b**2
-        return GaussianMixture(self.mixture.weights, a * self.mixture.means, covariances)
+        noise = b**2 if covariances.ndim == 2 else b**2 * torch.eye(covariances.shape[1]).to(covariances)
+        return GaussianMixture(self.mixture.weights, a * self.mixture.means, covariances + noise)
 
-    def score(self, xt: Tensor, t: Tensor) -> Tensor:
+    def _inside(
+        self, x: Tensor, t: Tensor | float, y: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        r"""Of each component :math:`(a^2 \Sigma + b^2 I)^{-1} (x - a \mu)` along its axes, (B, K, D); the
+        posterior of the components, (B, K); a and b (B, 1)."""
+        like = lambda v: v.to(x.device, x.dtype)
+        at = self.path.expand(t, x)  # (B, 1) or (1, 1)
+        a, b = self.path.a(at), self.path.b(at)
+        apart = x[:, None] - a[..., None] * like(self.mixture.means)  # (B, K, D)
+        with torch.autocast(x.device.type, enabled=False):
+            apart = torch.einsum("bki,kij->bkj", apart, like(self.axes))
+        spread = a[..., None] ** 2 * like(self.variances) + b[..., None] ** 2
+        if y is not None:
+            share = torch.nn.functional.one_hot(y, len(self.mixture.weights)).to(x)
+        else:
+            log_p = -0.5 * (apart.square() / spread + spread.log()).sum(2)  # (B, K), up to a constant
+            share = torch.softmax(like(self.mixture.weights).log() + log_p, 1)
+        return apart / spread, share, a, b
+
+    def _mean(self, share: Tensor, along: Tensor) -> Tensor:
+        """The average over the components of vectors given along their axes (B, K, D): (B, D)."""
+        with torch.autocast(share.device.type, enabled=False):
+            return torch.einsum("bk,bkj,kij->bi", share, along, self.axes.to(along))
+
+    def predict(self, x: Tensor, t: Tensor | float, *, y: Tensor | None = None) -> Pair:
+        r"""Of each component :math:`\mu + a \Sigma (a^2 \Sigma + b^2 I)^{-1} (x - a \mu)`, then averaged; and
+        the noise from the score, :math:`-b\, s`: so no digits are lost where b is small."""
+        pull, share, a, b = self._inside(x, t, y)
+        moved = self._mean(share, a[..., None] * self.variances.to(x) * pull)
+        x0 = (share[..., None] * self.mixture.means.to(x)).sum(1) + moved
+        return Pair(x0, b * self._mean(share, pull))
+
+    def score(self, x: Tensor, t: Tensor | float, *, y: Tensor | None = None) -> Tensor:
         r""":math:`\nabla \log p_t(x)`, from the density itself, not by Tweedie's formula."""
-        return self._by_time(xt, t, lambda x, time: self.at(time).score(x))
-
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        return self._by_time(xt, t, self._posterior_mean)
-
-    def _posterior_mean(self, x: Tensor, time: float) -> Tensor:
-        r"""Of each component :math:`\mu + a \Sigma (a^2 \Sigma + b^2 I)^{-1} (x - a \mu)`, then averaged."""
-        now, then = self.at(time), self.mixture
-        a = self.path.a(torch.tensor(time, dtype=x.dtype))
-        apart = x[:, None] - now.means  # (B, K, D)
-        if then.covariances.ndim == 3:
-            gain = a * torch.linalg.solve(now.covariances, then.covariances).mT  # (K, D, D)
-            moved = torch.einsum("kij,bkj->bki", gain, apart)
-        else:
-            moved = a * then.covariances / now.covariances * apart
-        return torch.einsum("bk,bki->bi", now.responsibilities(x), then.means + moved)
-
-    def _by_time(self, xt: Tensor, t: Tensor, value) -> Tensor:
-        """Samplers use one time for all samples; in general go through the times that occur."""
-        if xt.ndim != 2 or xt.shape[1] != self.mixture.means.shape[1]:
-            raise ValueError(f"xt must have shape (B, {self.mixture.means.shape[1]}); got {tuple(xt.shape)}")
-        t = per_sample(t, xt).flatten().expand(len(xt))
-        out = torch.empty_like(xt)
-        for time in t.unique():
-            own = t == time
-            out[own] = value(xt[own], time.item())
-        return out
+        pull, share, _, _ = self._inside(x, t, y)
+        return -self._mean(share, pull)
 
 
-class DatasetOracle(Oracle):
+class DatasetOracle(BaseDenoiser):
     r"""Data that are one of N points, each as likely: the denoiser that memorizes.
 
     Given :math:`x_t` the weight of point n is the softmax of :math:`-\lVert x_t - a x_n \rVert^2 / 2 b^2`.
 
     Args:
         points: the data (N, …); samples have the shape of one of them.
+        path: of the noise.
+
+    >>> from course_lib.diffusion.path import Linear
+    >>> oracle = DatasetOracle(torch.tensor([[-1.0], [1.0]]), Linear())
+    >>> oracle(torch.tensor([[0.4]]), 0.1).item()  # near 0.9 · 1
+    1.0
     """
 
-    def __init__(self, points: Tensor, path: Path) -> None:
+    def __init__(self, points: Tensor, path: GaussianPath) -> None:
         super().__init__(path)
-        if not isinstance(points, Tensor) or points.ndim < 2 or len(points) == 0:
-            raise ValueError("points must be a tensor (N, …) of at least one point")
+        if points.ndim < 2 or not len(points):
+            raise ValueError(f"points must be (N, …), at least one; got {tuple(points.shape)}")
         self.points = points
+        self.middle = points.flatten(1).median(0).values  # (D,): one far point does not move it
 
-    def weights(self, xt: Tensor, t: Tensor) -> Tensor:
+    def weights(self, x: Tensor, t: Tensor | float) -> Tensor:
         """The posterior of the points, (B, N), at times with b > 0."""
-        if xt.shape[1:] != self.points.shape[1:]:
-            raise ValueError(
-                f"xt must have samples of shape {tuple(self.points.shape[1:])}; got {tuple(xt.shape)}"
-            )
-        t = per_sample(t, xt).view(-1, 1)
-        a, b = self.path.a(t), self.path.b(t)
-        x, y = xt.flatten(1), self.points.flatten(1)
-        # ‖x − a y‖² without the term that is the same for all points
-        logits = (a * (x @ y.T) - 0.5 * a**2 * y.square().sum(1)) / b**2
-        return torch.softmax(logits, 1)
+        return self._inside(x, t)[0]
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        return (self.weights(xt, t) @ self.points.flatten(1)).view_as(xt)
+    def _inside(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The posterior of the points (B, N); the points (N, D); a and b (B, 1): in float64."""
+        if x.shape[1:] != self.points.shape[1:]:  # (B, 1, 4) would pass for (B, 2, 2)
+            raise ValueError(f"x must be samples {tuple(self.points.shape[1:])}; got {tuple(x.shape)}")
+        wide = torch.float32 if x.device.type == "mps" else torch.float64  # differences lose digits
+        at = self.path.expand(t, x).to(wide).view(-1, 1)
+        a, b = self.path.a(at), self.path.b(at)
+        points, middle = (v.flatten(1).to(x.device, wide) for v in (self.points, self.middle[None]))
+        far, around = x.flatten(1).to(wide) - a * middle, points - middle
+        # ‖x − a y‖² without the term that is the same for all points
+        logits = (a * (far @ around.T) - 0.5 * a**2 * around.square().sum(1)) / b**2
+        return torch.softmax(logits, 1), points, a, b
+
+    def predict(self, x: Tensor, t: Tensor | float) -> Pair:
+        weights, points, a, b = self._inside(x, t)
+        x0 = weights @ points
+        eps = (x.flatten(1).to(x0) - a * x0) / b
+        return Pair(*(v.to(x).view_as(x) for v in (x0, eps)))
+
+    def require(self, times: Tensor, *, velocity: bool = False) -> None:
+        super().require(times, velocity=velocity)
+        if (self.path.b(times) == 0).any():
+            raise ValueError("times must leave out those where b = 0: there the posterior is not defined")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from course_lib.diffusion.path import Path, per_sample
+from course_lib.diffusion.path import GaussianPath
 
 
 class Pair(NamedTuple):
@@ -21,66 +21,91 @@ class Pair(NamedTuple):
     eps: Tensor
 
 
-def _v(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = path.a(t), path.b(t)
-    if ((a**2 + b**2 - 1).abs() > 1e-4).any():
-        raise ValueError("target 'v' needs a variance-preserving path, with a² + b² = 1")
-    return -b, a
-
-
-TARGETS: dict[str, Callable[[Path, Tensor], tuple[Tensor, Tensor]]] = {
+TARGETS: dict[str, Callable[[GaussianPath, Tensor], tuple[Tensor, Tensor]]] = {
     "x0": lambda path, t: (torch.ones_like(t), torch.zeros_like(t)),
     "eps": lambda path, t: (torch.zeros_like(t), torch.ones_like(t)),
     "score": lambda path, t: (torch.zeros_like(t), -1 / path.b(t)),
-    "v": _v,  # Salimans and Ho, 2022, appendix D
+    "v": lambda path, t: (-path.b(t), path.a(t)),  # Salimans and Ho, 2022, appendix D; a² + b² = 1
     "velocity": lambda path, t: (path.da(t), path.db(t)),
 }
 
 
-def coefficients(target: str, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
-    r""":math:`c_0` and :math:`c_1` of a target, in the shape of t; refused where they are infinite."""
+def coefficients(target: str, path: GaussianPath, t: Tensor) -> tuple[Tensor, Tensor]:
+    r""":math:`c_0` and :math:`c_1` of a target, in the shape of t.
+
+    Raises:
+        ValueError: there is no such target, or it is ``"v"`` and the path does not preserve variance.
+
+    >>> from course_lib.diffusion.path import Linear
+    >>> coefficients("velocity", Linear(), torch.tensor(0.3))  # ε − x0
+    (tensor(-1.), tensor(1.))
+    """
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}; got {target!r}")
-    c0, c1 = TARGETS[target](path, t)
-    if not torch.isfinite(c0 + c1).all():
-        raise ValueError(f"target {target!r} is infinite on this path at t = {_first(t, c0 + c1)}")
-    return c0, c1
+    if target == "v":
+        middle = path.time(torch.ones((), dtype=torch.float64))  # where σ = 1: there a² = b²
+        if abs(path.a(middle) ** 2 + path.b(middle) ** 2 - 1) > 1e-6:
+            raise ValueError("target 'v' needs a variance-preserving path, with a² + b² = 1")
+    return TARGETS[target](path, t)
 
 
-def combine(path: Path, target: str, pair: Pair, t: Tensor) -> Tensor:
-    """The value of a target for data and noise (B, …) at times (B,) or (1,)."""
-    c0, c1 = coefficients(target, path, per_sample(t, pair.x0))
+def combine(path: GaussianPath, target: str, pair: Pair, t: Tensor | float) -> Tensor:
+    """The value of a target for data and noise (B, …) at a time, or at times (B,).
+
+    >>> from course_lib.diffusion.path import Linear
+    >>> combine(Linear(), "velocity", Pair(torch.ones(1, 2), torch.zeros(1, 2)), 0.5)
+    tensor([[-1., -1.]])
+    """
+    c0, c1 = coefficients(target, path, path.expand(t, pair.x0))
     return c0 * pair.x0 + c1 * pair.eps
 
 
-def split(path: Path, target: str, prediction: Tensor, xt: Tensor, t: Tensor) -> Pair:
+def split(path: GaussianPath, target: str, prediction: Tensor, xt: Tensor, t: Tensor | float) -> Pair:
     """Data and noise that a prediction (B, …) of a target implies, given :math:`x_t` (B, …).
-
-    The times t are (B,), or one for all, (1,).
 
     Raises:
         ValueError: shapes differ, the target is unknown, or it does not tell data and noise apart at
             one of the times: ``"eps"`` where a = 0, ``"x0"`` where b = 0.
+
+    >>> from course_lib.diffusion.path import Linear
+    >>> split(Linear(), "velocity", torch.tensor([[-1.0]]), torch.tensor([[0.5]]), 0.5)
+    Pair(x0=tensor([[1.]]), eps=tensor([[0.]]))
     """
     if prediction.shape != xt.shape:
         raise ValueError(
             f"prediction must have the shape of xt, {tuple(xt.shape)}; got {tuple(prediction.shape)}"
         )
-    t = per_sample(t, xt)
-    a, b = path.a(t), path.b(t)
-    c0, c1 = coefficients(target, path, t)
+    at = path.expand(t, xt)
+    a, b, c = path.a(at), path.b(at), coefficients(target, path, at)
+    require_apart(target, a, b, c, at)
+    return solve(a, b, c, prediction, xt)
+
+
+def solve(a: Tensor, b: Tensor, c: tuple[Tensor, Tensor], prediction: Tensor, xt: Tensor) -> Pair:
+    """The two unknowns of a x0 + b ε = xt and c0 x0 + c1 ε = prediction."""
+    c0, c1 = c
     determinant = a * c1 - b * c0
-    if (determinant == 0).any():
-        at = _first(t, 1 / determinant)
-        raise ValueError(f"target {target!r} does not tell x0 and eps apart on this path at t = {at}")
     return Pair((c1 * xt - b * prediction) / determinant, (a * prediction - c0 * xt) / determinant)
 
 
-def convert(path: Path, source: str, target: str, prediction: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-    """A prediction of one target as a prediction of another."""
+def require_apart(target: str, a: Tensor, b: Tensor, c: tuple[Tensor, Tensor], t: Tensor) -> None:
+    """Refuse times at which a prediction is infinite, or does not tell data and noise apart."""
+    determinant = a * c[1] - b * c[0]
+    bad = ~torch.isfinite(determinant) | (determinant == 0)
+    if bad.any():
+        raise ValueError(
+            f"target {target!r} is infinite, or does not tell x0 and eps apart, at t = {t[bad][0].item():g}"
+        )
+
+
+def convert(
+    path: GaussianPath, source: str, target: str, prediction: Tensor, xt: Tensor, t: Tensor | float
+) -> Tensor:
+    """A prediction of one target as a prediction of another.
+
+    >>> from course_lib.diffusion.path import Linear
+    >>> xt, velocity = torch.tensor([[0.5]]), torch.tensor([[-1.0]])
+    >>> convert(Linear(), "velocity", "x0", velocity, xt, 0.5)  # x0 = xt − t u
+    tensor([[1.]])
+    """
     return combine(path, target, split(path, source, prediction, xt, t), t)
-
-
-def _first(t: Tensor, value: Tensor) -> float:
-    """The first time at which a value is not finite."""
-    return t[~torch.isfinite(value)].flatten()[0].item()

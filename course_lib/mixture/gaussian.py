@@ -14,9 +14,6 @@ from course_lib.require import require_count, require_points
 
 LOG_2PI = math.log(2 * math.pi)
 CHUNK_BYTES = 2**22  # of one chunk in every component's coordinates: about a core's cache
-# On Linux malloc gives freed blocks of this size back to the system, and every chunk would wait
-# for new pages. Freeing a block of 31 MiB once makes it keep them (mallopt(3), M_MMAP_THRESHOLD).
-torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 class GaussianMixture:
@@ -30,50 +27,49 @@ class GaussianMixture:
             and device.
 
     Raises:
-        ValueError: a shape, a dtype or a device does not fit, a value is not finite, the
-            weights are not a distribution, or a covariance is not positive definite.
+        ValueError: the weights are not a distribution, the means are not finite, shapes do not fit, or
+            a covariance is not symmetric and positive definite.
+
+    Examples:
+        >>> halves, means = torch.tensor([0.5, 0.5]), torch.tensor([[-2.0], [2.0]])
+        >>> mixture = GaussianMixture(halves, means, torch.ones(2))
+        >>> mixture.responsibilities(torch.tensor([[0.0], [2.0]]))
+        tensor([[5.0000e-01, 5.0000e-01],
+                [3.3535e-04, 9.9966e-01]])
+        >>> mixture.score(torch.tensor([[0.0]]))  # between two equal components nothing pulls
+        tensor([[0.]])
+        >>> points, components = mixture.sample(5, generator=torch.Generator().manual_seed(0))
+        >>> points.shape, components.shape
+        (torch.Size([5, 1]), torch.Size([5]))
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         require_points("means", means)
         K, D = means.shape
-        for name, value in (("weights", weights), ("covariances", covariances)):
-            if not isinstance(value, Tensor) or value.dtype != means.dtype or value.device != means.device:
-                raise ValueError(f"{name} must be a {means.dtype} tensor on {means.device}, as means is")
-            if not torch.isfinite(value).all():
-                raise ValueError(f"{name} must be finite; it holds NaN or infinity")
-        if weights.shape != (K,):
-            raise ValueError(f"weights must have shape ({K},); got {tuple(weights.shape)}")
-        if (weights <= 0).any() or abs(weights.sum().item() - 1) > 1e-4:
-            raise ValueError(f"weights must be positive and sum to one; got sum {weights.sum().item():g}")
+        if weights.shape != (K,) or not (weights > 0).all() or not abs(weights.sum() - 1) < 1e-4:
+            raise ValueError(f"weights must be ({K},), positive and sum to one; got sum {weights.sum():g}")
         if covariances.shape == (K,):
             covariances = covariances[:, None].expand(K, D)
         if covariances.shape not in ((K, D), (K, D, D)):
-            raise ValueError(
-                f"covariances must have shape ({K}, {D}, {D}), ({K}, {D}) or ({K},); "
-                f"got {tuple(covariances.shape)}"
-            )
+            raise ValueError(f"covariances must have one for each mean; got {tuple(covariances.shape)}")
         self.weights, self.means, self.covariances = weights, means, covariances
         if covariances.ndim == 3:
             size = covariances.abs().amax((1, 2))
             if ((covariances - covariances.mT).abs().amax((1, 2)) > 1e-4 * size).any():
                 raise ValueError("covariances must be symmetric")
             # L (K, D, D), lower triangular, and its inverse
-            self.scale, info = torch.linalg.cholesky_ex(covariances)
-            bad = info.nonzero().flatten().tolist()
+            self.scale, failed = torch.linalg.cholesky_ex(covariances)
             eye = torch.eye(D, dtype=means.dtype, device=means.device)
             self.inverse = torch.linalg.solve_triangular(self.scale, eye, upper=False).contiguous()
-            # y = L⁻¹(x − c) + L⁻¹(c − μ): about the mixture's mean c few digits cancel
-            self._center = weights @ means
-            self._shift = (self.inverse @ (self._center - means)[:, :, None]).view(K * D, 1)
-            self._log_det = self.scale.diagonal(dim1=1, dim2=2).log().sum(1)  # of L, (K,)
+            diagonal = self.scale.diagonal(dim1=1, dim2=2)
         else:
-            bad = (covariances <= 0).any(1).nonzero().flatten().tolist()
-            self.scale = covariances.sqrt()  # (K, D)
+            failed = 0
+            self.scale = diagonal = covariances.sqrt()  # (K, D)
             self.inverse = 1 / self.scale
-            self._log_det = self.scale.log().sum(1)
-        if bad:
-            raise ValueError(f"covariances must be positive definite; those of components {bad} are not")
+        self._log_det = diagonal.log().sum(1)  # of L, (K,)
+        if (bad := ~torch.isfinite(self._log_det) | (failed != 0)).any():
+            bad = bad.nonzero().flatten().tolist()
+            raise ValueError(f"covariances must be finite and positive definite; those of {bad} are not")
 
     def to(self, *args, **kwargs) -> "GaussianMixture":
         """Return this mixture in another dtype or on another device, as `Tensor.to` does."""
@@ -87,7 +83,7 @@ class GaussianMixture:
     def responsibilities(self, x: Tensor) -> Tensor:
         r"""Posterior :math:`\gamma_{nk} = p(z = k \mid x_n)`. x: (N, D). Returns (N, K)."""
         chunks = [torch.softmax(self.log_joint(self.whiten(c)), 0).T for c in self.chunks(x)]
-        return torch.cat(chunks)
+        return within_range(torch.cat(chunks))
 
     def score(self, x: Tensor) -> Tensor:
         r"""Score :math:`\nabla_x \log p(x) = \sum_k \gamma_k(x)\, \Sigma_k^{-1} (\mu_k - x)`.
@@ -102,7 +98,7 @@ class GaussianMixture:
                 chunks.append(torch.einsum("kij,kin->nj", self.inverse, pull))
             else:
                 chunks.append(torch.einsum("kj,kjn->nj", self.inverse, pull))
-        return torch.cat(chunks)
+        return within_range(torch.cat(chunks))
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         r"""Draw `n` points by ancestral sampling: first z, then x given z.
@@ -124,15 +120,10 @@ class GaussianMixture:
         return x, z
 
     def chunks(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Points (N, D), checked and split."""
         require_points("x", x)
-        if x.shape[1] != self.means.shape[1]:
-            raise ValueError(
-                f"x must have {self.means.shape[1]} columns, as the means have; got {x.shape[1]}"
-            )
-        if x.dtype != self.means.dtype or x.device != self.means.device:
-            raise ValueError(
-                f"x must be {self.means.dtype} on {self.means.device}; got {x.dtype} on {x.device}"
-            )
+        if x.shape[1] != self.means.shape[1]:  # one column would be taken for all
+            raise ValueError(f"x must have as many columns as the means, {self.means.shape[1]}")
         return self.split(x)
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -142,12 +133,18 @@ class GaussianMixture:
 
     def whiten(self, x: Tensor) -> Tensor:
         """Each component's coordinates of a chunk (n, D). Returns (K, D, n)."""
-        K, D = self.means.shape
-        if self.inverse.ndim == 2:
-            return (x.T - self.means[:, :, None]) * self.inverse[:, :, None]
-        return torch.addmm(self._shift, self.inverse.view(K * D, D), (x - self._center).T).view(K, D, -1)
+        # About its own mean, not about one for all: nothing cancels, wherever the component lies.
+        apart = x.T.contiguous() - self.means[:, :, None]
+        return self.inverse @ apart if self.inverse.ndim == 3 else apart * self.inverse[:, :, None]
 
     def log_joint(self, y: Tensor) -> Tensor:
         """The terms log π_k + log N(x | k), shape (K, n), from whitened points (K, D, n)."""
         constant = self.weights.log() - self._log_det - 0.5 * self.means.shape[1] * LOG_2PI
         return constant[:, None] - 0.5 * (y * y).sum(1)
+
+
+def within_range(found: Tensor) -> Tensor:
+    """What was found of points; refuse NaN, which is there where no density of a finite point is above 0."""
+    if found.isnan().any():
+        raise ValueError(f"x must not lie so far from all means that squares overflow in {found.dtype}")
+    return found

@@ -3,20 +3,10 @@
 import torch
 from torch import Tensor
 
+from course_lib.points import nearest
 from course_lib.require import require_count, require_points
 
 INITS = ("k-means++", "k-means", "random")
-
-
-def nearest(x: Tensor, centers: Tensor) -> Tensor:
-    """Index of each point's nearest center. x: (N, D), centers: (K, D). Returns (N,)."""
-    origin = centers.mean(0)  # keeps the squares small, so that none cancels
-    c = centers - origin
-    half = c.square().sum(1) / 2
-    # ½‖x − c‖² less ½‖x‖², which is the same for every c; no (N, K, D) array is made. A core wants
-    # chunks of distances that stay in its cache, a GPU larger ones.
-    size = max(64, 2 ** (22 if x.device.type == "cpu" else 28) // (len(c) * x.element_size()))
-    return torch.cat([torch.addmm(half, p - origin, c.T, alpha=-1).argmin(1) for p in x.split(size)])
 
 
 def seeds(x: Tensor, k: int, *, init: str = "k-means++", generator: torch.Generator | None = None) -> Tensor:
@@ -36,6 +26,12 @@ def seeds(x: Tensor, k: int, *, init: str = "k-means++", generator: torch.Genera
 
     Raises:
         ValueError: `init` is unknown, k is not in 1 ... N, or x has fewer than k distinct points.
+
+    Examples:
+        >>> x = torch.tensor([[0.0], [0.0], [5.0], [5.0]])
+        >>> seeds(x, 2, generator=torch.Generator().manual_seed(0)).sort(0).values
+        tensor([[0.],
+                [5.]])
     """
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}")
@@ -45,14 +41,17 @@ def seeds(x: Tensor, k: int, *, init: str = "k-means++", generator: torch.Genera
         raise ValueError(f"k must be at most the number of points, {len(x)}; got {k}")
     if init == "random":
         return x[torch.randperm(len(x), generator=generator, device=x.device)[:k]]
-    first = torch.randint(len(x), (1,), generator=generator, device=x.device)
-    chosen, squared = [x[first]], torch.full_like(x[:, 0], torch.inf)
+    # in units of a power of two, which rounds nothing, no square overflows
+    exponent = x.abs().amax().frexp().exponent.clamp(-100, 100)
+    scaled = torch.ldexp(x, -exponent)
+    chosen = [torch.randint(len(x), (1,), generator=generator, device=x.device)]
+    squared = torch.full_like(x[:, 0], torch.inf)
     while len(chosen) < k:
-        squared = torch.minimum(squared, (x - chosen[-1]).square().sum(1))
+        squared = torch.minimum(squared, (scaled - scaled[chosen[-1]]).square().sum(1))
         if not (squared > 0).any():
             raise ValueError(f"x has only {len(chosen)} distinct points; {k} seeds were asked for")
-        chosen.append(x[torch.multinomial(squared, 1, generator=generator)])
-    centers = torch.cat(chosen)
+        chosen.append(torch.multinomial(squared, 1, generator=generator))
+    centers = x[torch.cat(chosen)]
     return k_means(x, centers)[0] if init == "k-means" else centers
 
 
@@ -66,19 +65,29 @@ def k_means(x: Tensor, centers: Tensor, *, max_iter: int = 100) -> tuple[Tensor,
 
     Returns:
         The centers (K, D), and each point's label (N,).
+
+    Examples:
+        >>> x = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+        >>> k_means(x, x[:2])
+        (tensor([[ 0.5000],
+                [10.5000]]), tensor([0, 0, 1, 1]))
     """
     require_points("x", x)
-    if centers.ndim != 2 or centers.shape[1] != x.shape[1] or centers.dtype != x.dtype:
-        raise ValueError(
-            f"centers must be (K, {x.shape[1]}) and {x.dtype}; got {tuple(centers.shape)}, {centers.dtype}"
-        )
+    require_points("centers", centers)
     labels = nearest(x, centers)
     for _ in range(max_iter):
-        counts = torch.bincount(labels, minlength=len(centers)).to(x)[:, None]
-        # summed about the old centers: sums of the points themselves lose digits far from zero
-        steps = torch.zeros_like(centers).index_add_(0, labels, x - centers[labels])
-        centers = centers + steps / counts.clamp(min=1)
+        counts = torch.bincount(labels, minlength=len(centers))
+        # summed about the old centers, and in float64: sums of many points lose digits
+        sums = torch.zeros_like(centers, dtype=wide(x))
+        for part, own in zip(x.split(2**18), labels.split(2**18), strict=True):
+            sums.index_add_(0, own, (part - centers[own]).to(sums))
+        centers = centers + (sums / counts.clamp(min=1)[:, None]).to(centers)
         before, labels = labels, nearest(x, centers)
         if torch.equal(before, labels):
             break
     return centers, labels
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype to sum in: float64 keeps the digits, but Apple's GPUs have none."""
+    return x.dtype if x.device.type == "mps" else torch.float64

@@ -1,20 +1,12 @@
-"""A small DCGAN (Radford et al., 2016): images from noise by transposed convolutions, and their judge.
+"""A small DCGAN: images from noise by transposed convolutions, and their judge.
+
+Source: Radford and others (2016, section 3).
 
 Sides are divisible by 2**levels: 8×8 digits become 2×2 at two levels, 28×28 becomes 7×7, 32×32 8×8.
 """
 
 import torch
 from torch import Tensor, nn
-
-from course_lib.require import require_count
-
-
-def _require(levels: int, size: int, classes: int, **counts: int) -> None:
-    require_count("classes", classes, 0)
-    for name, value in {"size": size, "levels": levels, **counts}.items():
-        require_count(name, value)
-    if size % 2**levels:
-        raise ValueError(f"size must be divisible by {2**levels} for {levels} levels; got {size}")
 
 
 class DCGenerator(nn.Module):
@@ -27,18 +19,26 @@ class DCGenerator(nn.Module):
         width: channels of the last hidden layer; each level below has twice as many.
         levels: how often the side is doubled.
         classes: number of classes, whose learned vectors are put beside the noise; 0 for none.
+
+    Raises:
+        ValueError: size is not divisible by 2**levels, or labels are given where there are no classes.
+
+    >>> net = DCGenerator(1, 28, latent=16, width=8, classes=10)
+    >>> net(torch.randn(5, 16), torch.tensor([0, 1, 2, 3, 9])).shape
+    torch.Size([5, 1, 28, 28])
     """
 
     def __init__(
         self, channels: int, size: int, *, latent: int, width: int = 64, levels: int = 2, classes: int = 0
     ) -> None:
         super().__init__()
-        _require(levels, size, classes, channels=channels, latent=latent, width=width)
-        self.latent, self.start = latent, (width * 2 ** (levels - 1), size // 2**levels)
+        if size % 2**levels:
+            raise ValueError(f"size must be divisible by {2**levels} for {levels} levels; got {size}")
+        wide, side = width * 2 ** (levels - 1), size // 2**levels
+        self.start = (wide, side, side)
         self.embed = nn.Embedding(classes, latent) if classes else None
         if self.embed is not None:
             nn.init.normal_(self.embed.weight, std=0.2)  # or labels outweigh the noise: one image a class
-        wide, side = self.start
         entries = latent * (2 if classes else 1)
         self.first = nn.Sequential(
             nn.Linear(entries, wide * side**2), nn.BatchNorm1d(wide * side**2), nn.ReLU()
@@ -52,13 +52,12 @@ class DCGenerator(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """z: (B, latent); y: (B,) labels, exactly where there are classes. Returns (B, C, size, size)."""
-        if z.ndim != 2 or z.shape[1] != self.latent:
-            raise ValueError(f"z must have shape (B, {self.latent}); got {tuple(z.shape)}")
-        _require_labels(self.embed, z, y)
+        if self.embed is None and y is not None:
+            raise ValueError("y must be left out: this network was made without classes")
         if self.embed is not None:
             z = torch.cat([z, self.embed(y)], 1)  # (B, 2 latent)
-        wide, side = self.start
-        return torch.tanh(self.layers(self.first(z).view(-1, wide, side, side)))
+        x = self.first(z).view(-1, *self.start)  # (B, wide, side, side)
+        return torch.tanh(self.layers(x))
 
 
 class DCDiscriminator(nn.Module):
@@ -66,15 +65,18 @@ class DCDiscriminator(nn.Module):
 
     With features h(x) the logit is :math:`w^\top h(x) + c + e_y^\top h(x)`, with a learned vector for each
     class: the projection discriminator (Miyato and Koyama, 2018, eq. 3). Without classes the last term
-    is missing. No layer normalizes over the batch, so that an image's logit is its own.
+    is missing. No layer normalizes over the batch, so that an image's logit is its own. Arguments as
+    `DCGenerator`'s.
+
+    >>> net = DCDiscriminator(1, 28, width=8, classes=10)
+    >>> net(torch.randn(5, 1, 28, 28), torch.tensor([0, 1, 2, 3, 9])).shape
+    torch.Size([5])
     """
 
     def __init__(
         self, channels: int, size: int, *, width: int = 64, levels: int = 2, classes: int = 0
     ) -> None:
         super().__init__()
-        _require(levels, size, classes, channels=channels, width=width)
-        self.shape = (channels, size, size)
         layers: list[nn.Module] = []
         before = channels
         for level in range(levels):
@@ -89,21 +91,8 @@ class DCDiscriminator(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """x: (B, C, size, size); y: (B,) labels, exactly where there are classes. Returns logits (B,)."""
-        if x.ndim != 4 or x.shape[1:] != self.shape:
-            raise ValueError(
-                f"x must have shape (B, {', '.join(map(str, self.shape))}); got {tuple(x.shape)}"
-            )
-        _require_labels(self.embed, x, y)
+        if self.embed is None and y is not None:
+            raise ValueError("y must be left out: this network was made without classes")
         features = self.layers(x)  # (B, features)
         logits = self.last(features)[:, 0]
         return logits if self.embed is None else logits + (self.embed(y) * features).sum(1)
-
-
-def _require_labels(embed: nn.Embedding | None, x: Tensor, y: Tensor | None) -> None:
-    if embed is None and y is not None:
-        raise ValueError("y must be left out: the network has no classes")
-    if embed is not None and (y is None or y.shape != (len(x),) or y.dtype != torch.int64):
-        got = "none" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
-        raise ValueError(f"y must be integer labels of shape ({len(x)},); got {got}")
-    if embed is not None and not (y.min() >= 0 and y.max() < embed.num_embeddings):
-        raise ValueError(f"y must lie in 0 ... {embed.num_embeddings - 1}; got {y.min()} to {y.max()}")

@@ -6,18 +6,19 @@ import math
 import torch
 from torch import Tensor, nn
 
-from course_lib.nets.embeddings import TimeFeatures
-from course_lib.require import require_count
+from course_lib.nets.embeddings import Sinusoids, TimeFeatures
 
 
 def mlp(*sizes: int) -> nn.Sequential:
-    """A network from ``sizes[0]`` numbers to ``sizes[-1]``, with hidden layers between.
+    """A network from ``sizes[0]`` numbers to ``sizes[-1]``, with hidden layers between and SiLUs after them.
 
-    ``mlp(64, 256, 2)`` maps (B, 64) to (B, 2) through 256 hidden units and a SiLU; ``mlp(64, 2)``
-    is one linear map.
+    >>> mlp(64, 256, 2)(torch.zeros(5, 64)).shape
+    torch.Size([5, 2])
+    >>> mlp(64, 2)  # one linear map
+    Sequential(
+      (0): Linear(in_features=64, out_features=2, bias=True)
+    )
     """
-    if len(sizes) < 2 or any(not isinstance(size, int) or size < 1 for size in sizes):
-        raise ValueError(f"sizes must be at least two positive integers; got {sizes}")
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(sizes):
         layers += [nn.Linear(before, after), nn.SiLU()]
@@ -33,19 +34,19 @@ class TimeMLP(nn.Module):
         layers: hidden layers.
         waves: how many sines and cosines of each coordinate the network sees beside it, with the wavelengths
             2, 1, 1/2, …. A network of coordinates alone is slow to learn what varies within a short way
-            (Tancik et al., 2020).
+            (Tancik and others, 2020, section 6).
+
+    >>> TimeMLP(2, waves=4)(torch.zeros(5, 2), torch.rand(5)).shape
+    torch.Size([5, 2])
     """
 
     def __init__(self, dim: int, *, hidden: int = 128, layers: int = 3, waves: int = 0) -> None:
         super().__init__()
-        require_count("layers", layers)
-        require_count("waves", waves, 0)
         self.features = TimeFeatures(64)
-        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(waves))
+        self.waves = Sinusoids(math.pi * 2.0 ** torch.arange(waves, device="cpu"))
         self.body = mlp(dim * (1 + 2 * waves) + 64, *[hidden] * layers, dim)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x: (B, D), t: (B,). Returns (B, D)."""
-        angles = (x[:, :, None] * self.frequencies.to(x.dtype)).flatten(1)  # (B, D waves)
-        seen = [x, angles.sin(), angles.cos(), self.features(t).to(x.dtype)]
+        seen = [x, self.waves(x, x.dtype), self.features(t, x.dtype)]
         return self.body(torch.cat(seen, 1))

@@ -1,141 +1,172 @@
-r"""Checkpoints that a run resumes from with the same bits, and the rows of each step's batch.
+r"""Checkpoints: all that the next step depends on, in one file, and what run it belongs to.
 
-A checkpoint holds all that the next step depends on: weights, optimizers, and the states of all random
-generators. The two training loops, `train` and `gan`, share it.
+Weights, optimizers, averages, the place in the data, and the states of all random generators: a resumed run
+goes on with the same bits. The file also says what its run was made of, so that another one is refused.
 """
 
 import dataclasses
 import functools
 import os
 import pickle
-import random
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+
+from course_lib.training.batches import Epochs, Rows
+from course_lib.training.device import random_states, seed_processes, set_random_states
 
 FORMAT = "course_lib checkpoint 1"
+FREE = ("steps", "save_every", "compile", "channels_last")  # settings that a resumed run may change
 
 
-def precision() -> str:
-    """What Accelerate is asked for: bfloat16 where the GPU has it."""
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+@dataclasses.dataclass
+class Checkpoint:
+    """The file of a run, and what goes into it.
 
-
-def make_accelerator() -> Accelerator:
-    """What both loops run on. Accelerate admits one precision a process, so both ask for the same.
-
-    It is used under `Accelerator.autocast` only; elsewhere all stays in float32.
+    Attributes:
+        path: where it is; ``None`` for a run that keeps nothing.
+        parts: by name, what has a state dict.
+        config: the run's dataclass.
+        about: by name, what else the run is made of; ``None`` where that cannot be said.
+        batches: the run's batches.
+        accelerator: says which process this is.
+        per_step: how many batches a step takes.
     """
-    return Accelerator(mixed_precision=precision())
+
+    path: str | Path | None
+    parts: dict[str, Any]
+    config: Any
+    about: dict[str, Any]
+    batches: Rows | Epochs
+    accelerator: Accelerator
+    per_step: int = 1
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this step."""
+        every = self.config.save_every
+        return self.path is not None and (step == self.config.steps or (every > 0 and step % every == 0))
+
+    def save(self, step: int) -> None:
+        """Write the file beside the old one, then put it in its place: at no moment there is none.
+
+        Raises:
+            OSError: it cannot be written, for instance since the disk is full; the old file stays.
+        """
+        own = {"random": random_states(), "batches": self.batches.state_dict()}
+        each = gather_object([own])
+        if self.accelerator.is_main_process:
+            whole = {name: part.state_dict() for name, part in self.parts.items()}
+            whole |= {"format": FORMAT, "config": dataclasses.asdict(self.config), "step": step}
+            whole |= {"about": self.about | self.batches.describe()}
+            whole |= {key: [e[key] for e in each] for key in own}
+            _write(Path(self.path).resolve(), whole, step)  # where a symbolic link leads
+        self.accelerator.wait_for_everyone()
+
+    def restore(self) -> int:
+        """Put the file, where there is one, into the parts. Returns the number of steps it had taken.
+
+        Raises:
+            ValueError: the file cannot be read, or belongs to another run; it is left as it was.
+        """
+        if self.path is None or not Path(self.path).exists():
+            return 0
+        whole = self._read()
+        self._compare(whole)
+        for name, part in self.parts.items():
+            if isinstance(part, torch.optim.Optimizer):  # how a step is computed is this run's affair
+                for theirs, own in zip(whole[name]["param_groups"], part.param_groups, strict=False):
+                    theirs["fused"] = own.get("fused")
+            try:
+                part.load_state_dict(whole[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise ValueError(f"checkpoint {self.path} belongs to another {name}: {error}") from error
+        step, randoms, states = whole["step"], whole["random"], whole.get("batches")
+        index, processes = self.accelerator.process_index, self.accelerator.num_processes
+        if len(randoms) == processes:
+            self.batches.resume(step * self.per_step, states and states[index])
+            set_random_states(randoms[index])
+            return step
+        self.batches.resume(step * self.per_step, None)
+        seed_processes(self.config.seed, self.accelerator, salt=step)
+        rows = "the order of the rows goes on" if isinstance(self.batches, Rows) else "an epoch begins"
+        warnings.warn(
+            f"checkpoint {self.path} was made by {len(randoms)} processes and goes on with {processes}: {rows}, "
+            "but noise, times and dropout are others than they would have been",
+            stacklevel=3,
+        )
+        return step
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            whole = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"checkpoint {self.path} cannot be read: truncated, or no checkpoint ({error})"
+            ) from error
+        if not isinstance(whole, dict) or whole.get("format") != FORMAT:
+            raise ValueError(f"checkpoint {self.path} was not written by this course's training loop")
+        return whole
+
+    def _compare(self, whole: dict[str, Any]) -> None:
+        """Refuse a file of another run. What an older file does not say is not compared."""
+        config, about = dataclasses.asdict(self.config), whole.get("about", {})
+        if whole["step"] > config["steps"]:
+            raise ValueError(
+                f"steps must be at least {whole['step']}, which checkpoint {self.path} has taken"
+            )
+        fixed = [name for name in config if name not in FREE]
+        if config.get("schedule", "constant") != "constant":
+            fixed.append("steps")  # over which the learning rate falls to zero
+        pairs = {name: (whole["config"].get(name, config[name]), config[name]) for name in fixed}
+        wanted = {k: want for k, want in (self.about | self.batches.describe()).items() if want is not None}
+        pairs |= {k: (about[k], want) for k, want in wanted.items() if about.get(k) is not None}
+        for name, (got, want) in pairs.items():
+            if got != want:
+                raise ValueError(f"checkpoint {self.path} was made with {name}={got!r}, not {want!r}")
+        missing = set(self.parts) ^ (set(whole) - {"format", "config", "step", "about", "random", "batches"})
+        if missing:
+            raise ValueError(f"checkpoint {self.path} and this run differ in {', '.join(sorted(missing))}")
 
 
-def batch_rows(tensors: Sequence[Tensor], config: Any, accelerator: Accelerator) -> Callable[[int], Tensor]:
-    """This process's rows of a step: a function of the step alone, so that a run can resume anywhere.
+def name_of(function: Callable | None) -> str | None:
+    """By which a checkpoint knows a function: its name, and what was bound to it; ``None`` where it has none.
 
-    `config` has a `batch_size`, of all processes together, and a `seed`. Every epoch goes through the rows
-    in a new order, and leaves out the rest that fills no batch.
-
-    Raises:
-        ValueError: the tensors differ in length, hold no batch, are not finite, or the processes cannot share
-            a batch evenly.
+    >>> name_of(functools.partial(max, key=1.5))
+    'max(key=1.5)'
     """
-    if not isinstance(tensors, list | tuple) or not tensors:
-        raise ValueError(f"tensors must be a list of one tensor at least; got {type(tensors).__name__}")
-    if any(len(t) != len(tensors[0]) for t in tensors):
-        raise ValueError(f"tensors must have equal lengths; got {[len(t) for t in tensors]}")
-    if not all(torch.isfinite(t).all() for t in tensors):
-        raise ValueError("tensors must be finite; got NaN or infinity")
-    n, size, parts = len(tensors[0]), config.batch_size, accelerator.num_processes
-    if n < size:
-        raise ValueError(f"tensors must hold at least one batch of {size}; got {n} rows")
-    if size % parts:
-        raise ValueError(f"batch_size must be a multiple of the {parts} processes; got {size}")
-
-    @functools.lru_cache(maxsize=1)
-    def order(epoch: int) -> Tensor:
-        return torch.randperm(n, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch))
-
-    def rows(step: int) -> Tensor:
-        epoch, batch = divmod(step - 1, n // size)
-        return order(epoch)[batch * size : (batch + 1) * size][accelerator.process_index :: parts]
-
-    return rows
+    if isinstance(function, functools.partial):
+        bound = (
+            f"{k}={v!r}" for k, v in function.keywords.items() if isinstance(v, bool | int | float | str)
+        )
+        return f"{name_of(function.func)}({', '.join(bound)})"
+    return getattr(function, "__qualname__", None)
 
 
-def _random_states() -> dict[str, Any]:
-    """The states of all random generators, in types that a safe load admits."""
-    name, keys, *rest = np.random.get_state()
-    states = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest)}
-    states["torch"] = torch.get_rng_state()
-    states["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return states
+def describe_optimizer(optimizer: torch.optim.Optimizer, name: str = "optimizer") -> dict[str, Any]:
+    """Its kind and its settings, but for those that only say how it computes."""
+    hidden = ("params", "fused", "foreach", "capturable", "initial_lr")
+    groups = optimizer.param_groups
+    options = {k: [group[k] for group in groups] for k in groups[0] if k not in hidden}
+    return {name: type(optimizer).__name__} | {f"{name}'s {k}": values for k, values in options.items()}
 
 
-def _set_random_states(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"].cpu())
-    if torch.cuda.is_available() and states["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in states["cuda"]])
-
-
-def save(path: Path, state: dict[str, Any], config: Any, step: int, accelerator: Accelerator) -> None:
-    """Write a checkpoint beside the old one, then put it in its place: no moment has none.
-
-    `state` maps names to what has a state dict; `config` is the run's dataclass.
-    """
-    randoms = gather_object([_random_states()])
-    if accelerator.is_main_process:
-        whole = {name: part.state_dict() for name, part in state.items()}
-        whole |= {"format": FORMAT, "config": dataclasses.asdict(config), "step": step, "random": randoms}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")  # what a kill leaves is overwritten next time
+def _write(path: Path, whole: dict[str, Any], step: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")  # what a kill leaves is overwritten next time
+    try:
         with part.open("wb") as file:
             torch.save(whole, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    accelerator.wait_for_everyone()
-
-
-def load(path: Path, state: dict[str, Any], config: Any, accelerator: Accelerator) -> int:
-    """Put a checkpoint into the parts of a run. Returns the number of steps it had taken.
-
-    Raises:
-        ValueError: the file cannot be read, or belongs to other parts or another configuration (but for
-            `steps` and `save_every`); it is left as it was.
-    """
-    try:
-        whole = torch.load(path, map_location=accelerator.device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"checkpoint {path} cannot be read: truncated, or no checkpoint ({error})"
+    except (OSError, RuntimeError) as error:  # PyTorch's writer hides the system's error in its own
+        part.unlink(missing_ok=True)
+        left = "the last one is as it was" if path.exists() else "there is none yet"
+        raise OSError(
+            f"checkpoint {path} of step {step} cannot be written, perhaps since the disk is full; {left} ({error})"
         ) from error
-    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise ValueError(f"checkpoint {path} was not written by this course's training loop")
-    if whole["step"] > config.steps:
-        raise ValueError(f"steps must be at least {whole['step']}, which checkpoint {path} has taken")
-    for name, want in dataclasses.asdict(config).items():
-        got = whole["config"].get(name)
-        if name not in ("steps", "save_every") and got != want:
-            raise ValueError(f"checkpoint {path} was made with {name}={got!r}, not {want!r}")
-    missing = set(state) ^ (set(whole) - {"format", "config", "step", "random"})
-    if missing:
-        raise ValueError(f"checkpoint {path} and this run differ in {', '.join(sorted(missing))}")
-    if len(whole["random"]) != accelerator.num_processes:
-        raise ValueError(
-            f"checkpoint {path} was made by {len(whole['random'])} processes, not {accelerator.num_processes}"
-        )
-    try:
-        for name, part in state.items():
-            part.load_state_dict(whole[name])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"checkpoint {path} belongs to another {name}: {error}") from error
-    _set_random_states(whole["random"][accelerator.process_index])
-    return whole["step"]

@@ -1,4 +1,16 @@
-"""Datasets, in one convention: images are float32 (N, C, H, W) in [-1, 1], labels int64 (N,)."""
+"""Datasets, in one convention: images are float32 (N, C, H, W) in [-1, 1], labels int64 (N,).
+
+What is here fits in memory. `train` takes any other data too: a `DataLoader` of torchvision's `ImageFolder`, or
+of a `Dataset` of your own around an array in a file, which is then read a batch at a time:
+
+>>> import tempfile
+>>> path = tempfile.mktemp()
+>>> np.memmap(path, "float32", "w+", shape=(100, 3)).flush()  # as large as the disk has room for
+>>> rows = torch.from_numpy(np.memmap(path, "float32", "r+", shape=(100, 3)))
+>>> loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(rows), batch_size=32, shuffle=True)
+>>> [tuple(batch.shape) for (batch,) in loader][0]
+(32, 3)
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,14 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage import data as photographs
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision import datasets
 
 BUNDLED = ("digits",)
-DOWNLOADED = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}
+DOWNLOADED = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}  # torchvision's classes
 NAMES = (*BUNDLED, *DOWNLOADED)
 # What scikit-image carries in its package, without a download. The last three are grey.
 PHOTOS = (
@@ -43,7 +51,7 @@ class Images(NamedTuple):
     levels: int
 
 
-def load(name: str, *, root: str | Path = "data") -> Images:
+def load_dataset(name: str, *, root: str | Path = "data") -> Images:
     """Load a dataset by name.
 
     Args:
@@ -55,16 +63,29 @@ def load(name: str, *, root: str | Path = "data") -> Images:
     Raises:
         ValueError: the name is unknown.
         RuntimeError: the download failed; nothing is put in its place.
+
+    >>> digits = load_dataset("digits")
+    >>> tuple(digits.train.shape), digits.levels
+    ((1437, 1, 8, 8), 17)
     """
     if name not in NAMES:
         raise ValueError(f"dataset must be one of {', '.join(NAMES)}; got {name!r}")
     if name == "digits":
+        from sklearn.datasets import (
+            load_digits,  # these packages take long to import, and training needs none
+        )
+        from sklearn.model_selection import train_test_split
+
         x, y = load_digits(return_X_y=True)
         x = torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1  # grey 0..16
         parts = train_test_split(x, torch.tensor(y), test_size=0.2, stratify=y, random_state=0)
         return Images(parts[0], parts[2], parts[1], parts[3], levels=17)
+    from torchvision import datasets
+
     try:
-        train, test = (DOWNLOADED[name](root, train=part, download=True) for part in (True, False))
+        train, test = (
+            getattr(datasets, DOWNLOADED[name])(root, train=part, download=True) for part in (True, False)
+        )
     except (OSError, RuntimeError) as error:
         raise RuntimeError(
             f"dataset {name!r} could not be downloaded to {Path(root).resolve()} ({error}); "
@@ -86,7 +107,12 @@ def photo(name: str, size: int, *, crop: int | None = None) -> Tensor:
 
     Raises:
         ValueError: the name is unknown, or not 1 <= `size` <= `crop` <= the photograph's shorter side.
+
+    >>> tuple(photo("astronaut", 64).shape)
+    (1, 3, 64, 64)
     """
+    from skimage import data as photographs  # of the extra `book`: nothing else here needs it
+
     if name not in PHOTOS:
         raise ValueError(f"name must be one of {', '.join(PHOTOS)}; got {name!r}")
     pixels = getattr(photographs, name)()

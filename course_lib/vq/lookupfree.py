@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.vq.quantizers import Quantized, quantized, require_finite, require_indices, require_latents, rows
-from course_lib.require import require_count, require_weight
+from course_lib.vq.quantizers import Quantized, onto_grid, quantized, rows
 
 EPS = 1e-3  # of the paper: keeps the bounded value inside the outermost rounding cells
 
@@ -25,23 +24,32 @@ class FiniteScalarQuantizer(nn.Module):
 
     .. math:: b(z) = h \tanh(z + \operatorname{artanh}(o/h)) - o, \qquad \hat z = \operatorname{round}(b(z)).
 
-    It returns :math:`\hat z / \lfloor L/2 \rfloor`, in [-1, 1], and no loss. (The listing in the paper's
-    appendix has tan for artanh, which moves b(0) away from 0 by little; b(0) = 0 is what the shift is for.)
+    It returns :math:`\hat z / \lfloor L/2 \rfloor`, in [-1, 1], and no loss: 0, or NaN where z is not finite,
+    which the bounded value would hide. (The listing in the paper's appendix has tan for artanh, which moves
+    b(0) away from 0 by little; b(0) = 0 is what the shift is for.)
 
     Args:
         levels: :math:`L_1, \dots, L_D`, each from 3 to 1000; for two levels see `LookupFreeQuantizer`. There
-            are :math:`K = \prod_i L_i` codes.
+            are :math:`K = \prod_i L_i` codes, less than :math:`2^{63}`.
 
     Raises:
-        ValueError: as `course_lib.vq.quantizers.VectorQuantizer`.
+        ValueError: levels are others, with which some codes cannot be reached or numbered; z is no batch
+            (B, D, H', W'); in `codes`, an index is not one of 0 ... K − 1.
+
+    Examples:
+        >>> quantizer = FiniteScalarQuantizer([8, 5, 5, 5])
+        >>> quantizer.n_codes
+        1000
+        >>> out = quantizer(torch.randn(2, 4, 3, 3))
+        >>> torch.equal(quantizer.codes(out.indices), out.quantized)
+        True
     """
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
-        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in levels)
-        if not levels or not whole or min(levels) < 3 or max(levels) > 1000:
-            raise ValueError(f"levels must be integers from 3 to 1000, one a channel; got {levels!r}")
         self.n_codes = math.prod(levels)
+        if not all(3 <= n <= 1000 for n in levels) or self.n_codes >= 2**63:
+            raise ValueError(f"levels must be from 3 to 1000, with a product below 2**63; got {levels!r}")
         count = torch.tensor(levels)
         self.register_buffer("levels", count)  # (D,)
         self.register_buffer("basis", torch.cat([torch.ones(1, dtype=torch.long), count[:-1].cumprod(0)]))
@@ -54,22 +62,21 @@ class FiniteScalarQuantizer(nn.Module):
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantize z (B, D, H', W'). The derivative is that of the bounded value."""
-        z = require_latents(z, len(self.levels))
         with torch.autocast(z.device.type, enabled=False):
-            require_finite(z.detach().square().mean())
-            bounded = self.bound(rows(z))
+            flat = rows(z, len(self.levels))
+            bounded = self.bound(flat)
             digits = bounded.detach().round().long() + self.levels // 2  # 0 ... L - 1
             index = (digits * self.basis).sum(1)
-            scaled = (bounded / (self.levels // 2)).view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
-            return quantized(scaled, self._values(digits, z.dtype), index, z.new_zeros(()), self.n_codes)
+            scaled = onto_grid(bounded / (self.levels // 2), z).to(z.dtype)
+            return quantized(scaled, self._values(digits, flat.dtype), index, (0 * flat.detach()).sum())
 
     def _values(self, digits: Tensor, dtype: torch.dtype) -> Tensor:
         half = self.levels // 2
         return (digits - half).to(dtype) / half
 
     def codes(self, indices: Tensor) -> Tensor:
-        """The codes of indices (B, H', W'). Returns (B, D, H', W')."""
-        digits = require_indices(indices, self.n_codes)[..., None] // self.basis % self.levels
+        """The codes of indices (B, H', W'). Returns (B, D, H', W'), float32."""
+        digits = _require_codes(indices, self.n_codes)[..., None] // self.basis % self.levels
         return self._values(digits, torch.float32).permute(0, 3, 1, 2)
 
 
@@ -82,43 +89,43 @@ class LookupFreeQuantizer(nn.Module):
     .. math:: w \bigl(\mathbb E[\operatorname H(q(k \mid z))] - \operatorname H(\mathbb E[q(k \mid z)])\bigr)
         + \beta \operatorname{mean}(z - \operatorname{sign} z)^2 ,
 
-    means over the vectors of the batch. Both entropies are exact, in nats.
+    means over the vectors of the batch. Both entropies are exact, in nats; the second takes memory for all
+    codes.
 
     Args:
-        dim: D, at most 20; there are :math:`K = 2^D` codes.
+        dim: D; there are :math:`K = 2^D` codes.
         commitment: :math:`\beta`.
         entropy: w, the weight of the entropy terms.
-        temperature: :math:`\tau`. The three defaults are ours.
+        temperature: :math:`\tau`, positive. The three defaults are ours.
 
     Raises:
-        ValueError: as `course_lib.vq.quantizers.VectorQuantizer`.
+        ValueError: z is no batch (B, D, H', W'); in `codes`, an index is not one of 0 ... K − 1.
+
+    Examples:
+        >>> quantizer = LookupFreeQuantizer(3)
+        >>> out = quantizer(torch.tensor([0.4, -2.0, 1.0]).view(1, 3, 1, 1))
+        >>> out.quantized.flatten().tolist(), out.indices.item()  # 1·1 + 0·2 + 1·4
+        ([1.0, -1.0, 1.0], 5)
     """
 
     def __init__(
         self, dim: int, *, commitment: float = 0.25, entropy: float = 0.1, temperature: float = 1.0
     ) -> None:
         super().__init__()
-        require_count("dim", dim)
-        if dim > 20:
-            raise ValueError(f"dim must be at most 20, since there are 2**dim codes; got {dim}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive; got {temperature!r}")
         self.n_codes, self.temperature = 2**dim, temperature
-        self.commitment = require_weight("commitment", commitment)
-        self.entropy = require_weight("entropy", entropy)
+        self.commitment, self.entropy = commitment, entropy
         self.register_buffer("basis", 2 ** torch.arange(dim))
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantize z (B, D, H', W')."""
-        z = require_latents(z, len(self.basis))
         with torch.autocast(z.device.type, enabled=False):
-            flat = rows(z)
+            flat = rows(z, len(self.basis))
             bits = flat.detach() > 0
             index = (bits * self.basis).sum(1)
-            e = 2 * bits.to(z) - 1
+            e = 2 * bits.to(flat) - 1
             each, used = self.entropies(flat)
             loss = self.entropy * (each - used) + self.commitment * F.mse_loss(flat, e)
-            return quantized(z, e, index, require_finite(loss), self.n_codes)
+            return quantized(z, e, index, loss)
 
     def entropies(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """The mean entropy of q(k | z), and the entropy of the mean of q(k | z). flat: (N, D)."""
@@ -133,9 +140,16 @@ class LookupFreeQuantizer(nn.Module):
         return each, -(mean * mean.clamp_min(1e-30).log()).sum()
 
     def codes(self, indices: Tensor) -> Tensor:
-        """The codes of indices (B, H', W'). Returns (B, D, H', W')."""
-        bits = require_indices(indices, self.n_codes)[..., None] // self.basis % 2
+        """The codes of indices (B, H', W'). Returns (B, D, H', W'), float32."""
+        bits = _require_codes(indices, self.n_codes)[..., None] // self.basis % 2
         return (2.0 * bits - 1).permute(0, 3, 1, 2)
+
+
+def _require_codes(indices: Tensor, n_codes: int) -> Tensor:
+    """Refuse numbers of no code: their digits would be those of some other code."""
+    if indices.min() < 0 or indices.max() >= n_codes:
+        raise ValueError(f"indices must lie in 0 ... {n_codes - 1}; got {indices.min()} to {indices.max()}")
+    return indices
 
 
 def _product(on: Tensor, off: Tensor) -> Tensor:

@@ -1,32 +1,43 @@
 r"""Vector quantization: the nearest code of a learned codebook, trained by gradients or by averages.
 
 A quantizer takes the encoder's output (B, D, H', W') and gives a `Quantized`. Its value is the
-nearest code at each place; its derivative is the identity (straight-through).
+nearest code at each place; its derivative is the identity (straight-through). Distances, losses and
+averages are computed in float32 at least, also under autocast and in half-precision modules, and in
+training nothing is read back from a GPU.
 """
 
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.mixture.kmeans import nearest
-from course_lib.require import require_count, require_weight
+from course_lib.points import nearest
 
 
 class Quantized(NamedTuple):
     """What every quantizer returns.
 
-    `quantized` (B, D, H', W') goes to the decoder, `indices` (B, H', W') are the codes' numbers,
-    `loss` is what the quantizer adds to the training loss, and `perplexity` says how many codes
-    this batch uses, from 1 to K.
+    `quantized` (B, D, H', W') goes to the decoder, in the type of the encoder's output, `indices`
+    (B, H', W') are the codes' numbers, and `loss` is what the quantizer adds to the training loss.
+
+    Examples:
+        >>> out = VectorQuantizer(16, 3)(torch.randn(2, 3, 4, 4))
+        >>> out.quantized.shape, out.indices.shape, out.loss.shape
+        (torch.Size([2, 3, 4, 4]), torch.Size([2, 4, 4]), torch.Size([]))
+        >>> 1 <= out.perplexity <= 16
+        tensor(True)
     """
 
     quantized: Tensor
     indices: Tensor
     loss: Tensor
-    perplexity: Tensor
+
+    @property
+    def perplexity(self) -> Tensor:
+        """How many codes this batch uses, from 1 to K; computed when it is asked for."""
+        return perplexity(self.indices)
 
 
 class VectorQuantizer(nn.Module):
@@ -42,28 +53,32 @@ class VectorQuantizer(nn.Module):
         commitment: :math:`\beta`; the paper's is 0.25.
 
     Raises:
-        ValueError: a number is out of range; in `forward`, z is no batch (B, D, H', W') or not
-            finite; in `codes`, an index is not one of 0 ... K − 1.
+        ValueError: in `forward`, z is no batch (B, D, H', W').
+
+    Examples:
+        >>> quantizer = VectorQuantizer(2, 1)
+        >>> quantizer.codebook.data = torch.tensor([[-1.0], [1.0]])
+        >>> quantizer(torch.tensor([-0.3, 0.2]).view(1, 1, 1, 2)).quantized.flatten().tolist()
+        [-1.0, 1.0]
     """
 
     def __init__(self, n_codes: int, dim: int, *, commitment: float = 0.25) -> None:
         super().__init__()
         self.codebook = nn.Parameter(first_codes(n_codes, dim))  # (K, D)
-        self.n_codes, self.commitment = n_codes, require_weight("commitment", commitment)
+        self.n_codes, self.commitment = n_codes, commitment
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantize z (B, D, H', W')."""
-        z = require_latents(z, self.codebook.shape[1])
         with torch.autocast(z.device.type, enabled=False):
-            flat = rows(z)
-            index = nearest(flat.detach(), self.codebook.detach())
-            e = F.embedding(index, self.codebook)  # (N, D)
+            flat, codebook = in_one_type(rows(z, self.codebook.shape[1]), self.codebook)
+            index = nearest(flat.detach(), codebook.detach(), read=False)
+            e = F.embedding(index, codebook)  # (N, D)
             loss = F.mse_loss(e, flat.detach()) + self.commitment * F.mse_loss(flat, e.detach())
-            return quantized(z, e, index, require_finite(loss), self.n_codes)
+            return quantized(z, e, index, loss)
 
     def codes(self, indices: Tensor) -> Tensor:
         """The codes of indices (B, H', W'). Returns (B, D, H', W')."""
-        return look_up(indices, self.codebook)
+        return F.embedding(indices, self.codebook).permute(0, 3, 1, 2)
 
 
 class VectorQuantizerEMA(nn.Module):
@@ -77,8 +92,10 @@ class VectorQuantizerEMA(nn.Module):
         e_k = m_k \Big/ \frac{(N_k + \epsilon)\, n}{n + K \epsilon},
 
     where :math:`n = \sum_k N_k`. The averages begin at one vector a code, the code itself. They move
-    in training mode only, after the batch has been quantized. With several processes the counts and
-    sums are those of all together. The loss is the commitment term alone.
+    in training mode only, after the batch has been quantized; a batch that is not finite moves nothing.
+    With several processes the counts and sums are those of all together. The averages stay in float32
+    when the module is turned into half precision, where a count stops at 256. The loss is the
+    commitment term alone.
 
     Args:
         n_codes: K.
@@ -89,6 +106,13 @@ class VectorQuantizerEMA(nn.Module):
 
     Raises:
         ValueError: as `VectorQuantizer`.
+
+    Examples:
+        >>> quantizer = VectorQuantizerEMA(1, 1, decay=0.5, eps=1e-9)
+        >>> for _ in range(20):
+        ...     out = quantizer(torch.tensor([2.0, 4.0]).view(1, 1, 1, 2))
+        >>> torch.round(quantizer.codebook, decimals=3)  # the vectors' mean
+        tensor([[3.]])
     """
 
     def __init__(
@@ -101,38 +125,34 @@ class VectorQuantizerEMA(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1); got {decay!r}")
-        if not 0 < eps < math.inf:
-            raise ValueError(f"eps must be positive; got {eps!r}")
-        self.n_codes, self.commitment = n_codes, require_weight("commitment", commitment)
-        self.decay, self.eps = decay, eps
+        self.n_codes, self.commitment, self.decay, self.eps = n_codes, commitment, decay, eps
         self.register_buffer("codebook", first_codes(n_codes, dim))  # e, (K, D)
         self.register_buffer("counts", torch.ones(n_codes))  # N, (K,)
         self.register_buffer("sums", self.codebook.clone())  # m, (K, D)
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantize z (B, D, H', W'); in training mode, move the averages afterwards."""
-        z = require_latents(z, self.codebook.shape[1])
         with torch.autocast(z.device.type, enabled=False):
-            flat = rows(z)
-            index = nearest(flat.detach(), self.codebook)
-            e = F.embedding(index, self.codebook)  # (N, D)
-            loss = require_finite(self.commitment * F.mse_loss(flat, e))
+            flat, codebook = in_one_type(rows(z, self.codebook.shape[1]), self.codebook)
+            index = nearest(flat.detach(), codebook, read=False)
+            e = F.embedding(index, codebook)  # (N, D)
+            loss = self.commitment * F.mse_loss(flat, e)
             if self.training:
                 self.update(flat, index)
-            return quantized(z, e, index, loss, self.n_codes)
+            return quantized(z, e, index, loss)
 
     @torch.no_grad()
     def update(self, flat: Tensor, index: Tensor) -> None:
         """One step of the averages, from vectors (N, D) and their codes' numbers (N,)."""
-        counts = torch.bincount(index, minlength=self.n_codes).to(self.counts)
+        # counted in integers: in float32, 2**24 + 1 is 2**24
+        counts = index.new_zeros(self.n_codes).index_add_(0, index, torch.ones_like(index)).to(self.counts)
         sums = torch.zeros_like(self.sums).index_add_(0, index, flat.to(self.sums))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if several_processes():
             torch.distributed.all_reduce(counts)
             torch.distributed.all_reduce(sums)
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
+        sound = sums.isfinite().all()
+        self.counts.lerp_(torch.where(sound, counts, self.counts), 1 - self.decay)
+        self.sums.lerp_(torch.where(sound, sums, self.sums), 1 - self.decay)
         self.refresh()
 
     def refresh(self) -> None:
@@ -143,7 +163,16 @@ class VectorQuantizerEMA(nn.Module):
 
     def codes(self, indices: Tensor) -> Tensor:
         """The codes of indices (B, H', W'). Returns (B, D, H', W')."""
-        return look_up(indices, self.codebook)
+        return F.embedding(indices, self.codebook).permute(0, 3, 1, 2)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """What `to`, `half` and `bfloat16` go through: averages take the device, and no half precision."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, now in self._buffers.items():
+            if torch.finfo(now.dtype).bits < 32:
+                self._buffers[name] = before[name].to(now.device)
+        return self
 
 
 @torch.no_grad()
@@ -158,8 +187,7 @@ def restart_dead_codes(
 
     A code whose moving count is below `threshold` vectors a batch moves to a random vector of z, with
     a count of `threshold`: if it is not used from now on, it is below again at the next batch. So call
-    this every few dozen steps. With several processes `DistributedDataParallel` sends the first
-    process's codebook to the others.
+    this every few dozen steps. With several processes, each must call it; all take the first one's codes.
 
     Args:
         quantizer: changed in place.
@@ -169,16 +197,22 @@ def restart_dead_codes(
 
     Returns:
         How many codes were moved; at most as many as z holds vectors.
+
+    Examples:
+        >>> quantizer = VectorQuantizerEMA(16, 2)
+        >>> quantizer.counts[4:] = 0
+        >>> restart_dead_codes(quantizer, torch.randn(1, 2, 4, 4))
+        12
     """
-    flat = rows(require_latents(z, quantizer.codebook.shape[1]))
-    if not 0 < threshold < math.inf:
-        raise ValueError(f"threshold must be positive; got {threshold!r}")
-    require_finite(flat.square().mean())
+    flat = rows(z, quantizer.codebook.shape[1]).to(quantizer.codebook)
     dead = (quantizer.counts < threshold).nonzero()[:, 0][: len(flat)]
     chosen = torch.randperm(len(flat), generator=generator, device=flat.device)[: len(dead)]
     quantizer.counts[dead] = threshold
-    quantizer.sums[dead] = threshold * flat[chosen].to(quantizer.sums)
-    quantizer.codebook[dead] = flat[chosen].to(quantizer.codebook)
+    quantizer.sums[dead] = threshold * flat[chosen]
+    quantizer.codebook[dead] = flat[chosen]
+    if several_processes():
+        for average in quantizer.buffers():
+            torch.distributed.broadcast(average, 0)
     return len(dead)
 
 
@@ -187,61 +221,47 @@ def restart_dead_codes(
 
 def first_codes(n_codes: int, dim: int) -> Tensor:
     """A codebook to start from: entries uniform within 1/K of zero, a common choice."""
-    require_count("n_codes", n_codes)
-    require_count("dim", dim)
     return torch.empty(n_codes, dim).uniform_(-1 / n_codes, 1 / n_codes)
 
 
-def rows(z: Tensor) -> Tensor:
-    """Vectors (N, D), one a place, of z (B, D, H', W')."""
-    return z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])  # N = B*H'*W'
+def rows(z: Tensor, dim: int) -> Tensor:
+    """Vectors (N, D), one a place, of z (B, D, H', W'), in float32 at least. Refuses another D."""
+    if z.ndim != 4 or z.shape[1] != dim:
+        raise ValueError(f"z must have shape (B, {dim}, H', W'); got {tuple(z.shape)}")
+    flat = z.permute(0, 2, 3, 1).reshape(-1, dim)  # N = B*H'*W'
+    return flat.to(torch.promote_types(z.dtype, torch.float32))
 
 
-def grid(flat: Tensor, like: Tensor) -> Tensor:
+def onto_grid(flat: Tensor, like: Tensor) -> Tensor:
     """The inverse of `rows`: (N, D) to (B, D, H', W')."""
     B, _, H, W = like.shape
     return flat.view(B, H, W, -1).permute(0, 3, 1, 2)
 
 
-def quantized(z: Tensor, e: Tensor, index: Tensor, loss: Tensor, n_codes: int) -> Quantized:
+def in_one_type(flat: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the type that has room for either."""
+    dtype = torch.promote_types(flat.dtype, codebook.dtype)
+    return flat.to(dtype), codebook.to(dtype)
+
+
+def quantized(z: Tensor, e: Tensor, index: Tensor, loss: Tensor) -> Quantized:
     """Pack codes e (N, D) and their numbers (N,), with the straight-through derivative."""
     # value e, derivative 1 by z; the papers' z + sg[e - z] has the same two, up to rounding
-    through = grid(e.detach(), z) + (z - z.detach())
-    return Quantized(through, index.view(len(z), *z.shape[2:]), loss, perplexity(index, n_codes))
+    through = onto_grid(e.detach(), z).to(z.dtype) + (z - z.detach())
+    return Quantized(through, index.view(len(z), *z.shape[2:]), loss)
 
 
-def perplexity(indices: Tensor, n_codes: int) -> Tensor:
-    r""":math:`e^{\operatorname H}` of the indices' frequencies: how many codes are in use, from 1 to K."""
-    frequency = torch.bincount(indices.flatten(), minlength=n_codes) / indices.numel()
+def perplexity(indices: Tensor) -> Tensor:
+    r""":math:`e^{\operatorname H}` of the indices' frequencies: how many codes are in use, from 1 to K.
+
+    Examples:
+        >>> perplexity(torch.tensor([3, 3, 7, 7]))
+        tensor(2.)
+    """
+    frequency = indices.unique(return_counts=True)[1] / indices.numel()
     return torch.special.entr(frequency).sum().exp()
 
 
-def look_up(indices: Tensor, codebook: Tensor) -> Tensor:
-    """Codes (B, D, H', W') of indices (B, H', W')."""
-    return F.embedding(require_indices(indices, len(codebook)), codebook).permute(0, 3, 1, 2)
-
-
-def require_indices(indices: Tensor, n_codes: int) -> Tensor:
-    if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 3:
-        got = f"{indices.dtype} of {tuple(indices.shape)}" if isinstance(indices, Tensor) else type(indices)
-        raise ValueError(f"indices must be int64 of shape (B, H', W'); got {got}")
-    if indices.numel() == 0 or indices.min() < 0 or indices.max() >= n_codes:
-        said = "none" if indices.numel() == 0 else f"{indices.min().item()} to {indices.max().item()}"
-        raise ValueError(f"indices must lie in 0 ... {n_codes - 1}; got {said}")
-    return indices
-
-
-def require_latents(z: Tensor, dim: int) -> Tensor:
-    """Refuse what is not a batch (B, dim, H', W'). Returns it in float32 at least."""
-    if not isinstance(z, Tensor) or not z.is_floating_point():
-        raise ValueError(f"z must be a floating-point tensor; got {getattr(z, 'dtype', type(z))}")
-    if z.ndim != 4 or z.shape[1] != dim or 0 in z.shape:
-        raise ValueError(f"z must have shape (B, {dim}, H', W'), none of them 0; got {tuple(z.shape)}")
-    return z.to(torch.promote_types(z.dtype, torch.float32))
-
-
-def require_finite(loss: Tensor) -> Tensor:
-    """Any NaN in the vectors is in their mean squared error too: one number tells."""
-    if not torch.isfinite(loss):
-        raise ValueError(f"z and the codes must be finite; their quantization error is {loss.item()}")
-    return loss
+def several_processes() -> bool:
+    """Whether this process was started together with others."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

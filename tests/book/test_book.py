@@ -16,7 +16,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from packaging.requirements import Requirement
 from sphinx.util.matching import Matcher
 
-from tools import handout, run
+from course_lib.arena.run import Results
+from tools import arena, handout, run
 from tools.notebooks import ROOT, Chapter, read_all, verified_page
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -26,12 +27,12 @@ CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
 
 
 def write_notebook(book: Path, source: str) -> None:
-    cells = [new_markdown_cell("# 01 · One\n\n$$1 = 1$$ (eq-one)"), new_code_cell(source)]
+    cells = [new_markdown_cell("# One\n\n$$1 = 1$$ (eq-one)"), new_code_cell(source)]
     metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3"},
         "language_info": {"name": "python"},
     }
-    Chapter("01_one", new_notebook(cells=cells, metadata=metadata)).write(book / "notebooks" / "01_one.ipynb")
+    Chapter("one", new_notebook(cells=cells, metadata=metadata)).write(book / "notebooks" / "one.ipynb")
 
 
 @pytest.fixture
@@ -44,8 +45,8 @@ def book(tmp_path: Path) -> Path:
     local = {"course_book": str(ROOT / "book" / "_ext")}
     config = CONFIG | {"sphinx": CONFIG["sphinx"] | {"local_extensions": local}}
     (tmp_path / "_config.yml").write_text(yaml.safe_dump(config))
-    files = [{"file": "notebooks/01_one"}, {"file": "book/verified"}]
-    toc = {"format": "jb-book", "root": "book/intro", "chapters": files}
+    parts = [{"caption": "A part", "chapters": [{"file": "notebooks/one"}, {"file": "book/verified"}]}]
+    toc = {"format": "jb-book", "root": "book/intro", "parts": parts}
     (tmp_path / "_toc.yml").write_text(yaml.safe_dump(toc))
     (tmp_path / "book" / "intro.md").write_text("# Intro\n")
     (tmp_path / "course_lib" / "part.py").write_text("x = 1\n")
@@ -83,7 +84,8 @@ def test_fingerprint_sees_all_that_outputs_depend_on(book: Path) -> None:
     (book / "course_lib" / "new.py").touch()
     again = fingerprint(book, "smoke")
     assert again != changed
-    (book / "course_lib" / "weights.pt").touch()
+    (book / "course_lib" / "stored").mkdir()
+    (book / "course_lib" / "stored" / "table.json").touch()
     assert fingerprint(book, "smoke") != again
     before = fingerprint(book, "smoke")
     (book / "course_lib" / "run.ipynb").touch()
@@ -95,7 +97,7 @@ def test_a_broken_cell_fails_the_build_each_time_and_is_named(book: Path) -> Non
     for _ in range(2):  # the second build must not take the page as read
         failed = build(book)
         assert failed.returncode != 0
-        assert "notebooks/01_one.ipynb" in failed.stdout and "broken_name + 1" in failed.stdout
+        assert "notebooks/one.ipynb" in failed.stdout and "broken_name + 1" in failed.stdout
         assert "NameError" in failed.stdout
 
 
@@ -122,11 +124,25 @@ def test_verified_page_lists_every_equation() -> None:
 def test_every_page_and_notebook_is_in_the_table_of_contents() -> None:
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
     listed = [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
-    pages = {f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")} | {"book/verified"}
-    assert sorted(listed) == sorted(pages | {f"notebooks/{chapter.name}" for chapter in read_all()})
+    pages = [*ROOT.glob("book/*.md"), ROOT / "book" / "verified.md", *ROOT.glob("notebooks/*.ipynb")]
+    assert sorted(listed) == sorted({page.relative_to(ROOT).with_suffix("").as_posix() for page in pages})
 
 
-@pytest.mark.parametrize("path", [".venv/lib/a.md", ".pytest_cache/README.md", "runs/04.ipynb", "tests/a.md"])
+def test_chapters_come_in_the_order_of_the_table_of_contents() -> None:
+    toc = (ROOT / "_toc.yml").read_text("utf8")
+    places = [toc.index(f"notebooks/{chapter.name}\n") for chapter in read_all()]
+    assert places == sorted(places) and len(places) == len([*(ROOT / "notebooks").glob("*.ipynb")])
+    shown = (ROOT / "book" / "intro.md").read_text("utf8")
+    told = [shown.index(f"**[{chapter.title.partition(':')[0]}]") for chapter in read_all()]
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "book").glob("*.md")), ids=lambda p: p.stem)
+def test_no_page_calls_a_chapter_by_a_number(page: Path) -> None:
+    assert re.findall(r"chapters? \[?0\d.*", page.read_text("utf8"), re.I) == []
+
+
+@pytest.mark.parametrize("path", [".venv/lib/a.md", ".pytest_cache/a.md", "runs/gmm_em.ipynb", "tests/a.md"])
 def test_what_is_not_the_book_is_excluded(path: str) -> None:
     assert Matcher(CONFIG["exclude_patterns"])(path)
 
@@ -141,7 +157,10 @@ def test_requirements_pin_every_version_within_the_ranges() -> None:
             pinned[pin.name.lower()] = next(iter(pin.specifier)).version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
     extras = project["optional-dependencies"]
-    for wanted in map(Requirement, project["dependencies"] + extras["book"] + extras["test"]):
+    wanted_too = [*extras["notebook"], *extras["book"], *extras["test"], *extras["book-test"]]
+    for wanted in map(Requirement, project["dependencies"] + wanted_too):
+        if wanted.name == project["name"]:
+            continue
         assert wanted.specifier.contains(pinned[wanted.name.lower()]), wanted
 
 
@@ -152,8 +171,8 @@ def test_the_wheel_that_colab_installs_holds_every_module_and_weight(tmp_path: P
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path]
     subprocess.run([*pip, tmp_path], check=True)
     (wheel,) = tmp_path.glob("*.whl")
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".py", ".pt", ".ipynb"))}
-    files = [path for kind in ("*.py", "*.pt", "*.ipynb") for path in (ROOT / "course_lib").rglob(kind)]
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("course_lib/")}
+    files = [p for p in (ROOT / "course_lib").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     assert held == {str(path.relative_to(ROOT)) for path in files}
 
 
@@ -166,11 +185,11 @@ def test_make_help_lists_every_target() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["77"], "invalid choice: '77' (choose from"),
-        (["04", "--profile", "tiny"], "invalid choice: 'tiny' (choose from"),
-        (["04", "--dataset", "imagenet"], "invalid choice: 'imagenet' (choose from"),
-        (["04", "--seed", "-1"], "--seed: must be an integer in [0, 2**32); got '-1'"),
-        (["04", "--seed", "one"], "--seed: must be an integer in [0, 2**32); got 'one'"),
+        (["vae2"], "invalid choice: 'vae2' (choose from"),
+        (["gmm_em", "--profile", "tiny"], "invalid choice: 'tiny' (choose from"),
+        (["gmm_em", "--dataset", "imagenet"], "invalid choice: 'imagenet' (choose from"),
+        (["gmm_em", "--seed", "-1"], "--seed: must be an integer in [0, 2**32); got '-1'"),
+        (["gmm_em", "--seed", "one"], "--seed: must be an integer in [0, 2**32); got 'one'"),
     ],
 )
 def test_run_refuses_a_bad_parameter(arguments: list[str], said: str, capsys) -> None:
@@ -184,11 +203,11 @@ def test_run_names_the_cell_that_failed_and_keeps_what_ran(book: Path, monkeypat
     monkeypatch.setattr(run, "ROOT", book)
     write_notebook(book, "broken_name + 1")
     with pytest.raises(SystemExit) as stopped:
-        run.main(["01", "--profile", "smoke", "--dataset", "digits", "--seed", "3"])
+        run.main(["one", "--profile", "smoke", "--dataset", "digits", "--seed", "3"])
     said = capsys.readouterr().err
     assert stopped.value.code == 1
-    assert "notebooks/01_one.ipynb" in said and "broken_name + 1" in said and "NameError" in said
-    ran = nbformat.read(book / "runs" / "01_one-smoke-digits-seed3.ipynb", as_version=4)
+    assert "notebooks/one.ipynb" in said and "broken_name + 1" in said and "NameError" in said
+    ran = nbformat.read(book / "runs" / "one-smoke-digits-seed3.ipynb", as_version=4)
     assert 'dataset = "digits"' in "".join(cell.source for cell in ran.cells)
 
 
@@ -200,3 +219,30 @@ def test_handout_has_no_solution_and_its_script_compiles(chapter: Chapter) -> No
     script = handout.script(student)
     compile(script, chapter.name, "exec")
     assert "\n%" not in script and "{solution}" not in script
+
+
+def test_make_arena(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(arena, "arena", lambda *a, **k: Results([], [], tmp_path / "notebooks" / "x"))
+    monkeypatch.setattr(arena, "ROOT", tmp_path)
+    arena.main(["--profile", "smoke"])
+    assert "0 rows, 0 of runs that failed" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        arena.main(["--workers", "two"])
+
+
+def test_the_api_page_holds_every_module() -> None:
+    """All but the exercises of a chapter, which the chapter shows."""
+    listed = set(re.findall(r"automodule:: (\S+)", (ROOT / "book" / "api.md").read_text("utf8")))
+    files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "course_lib").rglob("*.py")]
+    modules = {".".join(file.parts).removesuffix(".__init__") for file in files}
+    assert listed == {name for name in modules if not name.startswith("course_lib.book.exercises.")}
+
+
+PROGRAMS = re.findall(r"^```python\n(.*?)^```", (ROOT / "book" / "running.md").read_text("utf8"), re.M | re.S)
+
+
+@pytest.mark.parametrize("program", [p for p in PROGRAMS if "import" in p and "course_lib.training" in p])
+def test_a_program_of_the_page_on_running_runs_and_goes_on(program: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr

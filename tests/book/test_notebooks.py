@@ -17,6 +17,7 @@ from course_lib.book import exercises, show
 from tools.notebooks import PARAMETERS, ROOT, Chapter, address, calls, parse, read_all, tags, text
 
 CHAPTERS = read_all()
+TITLES = {chapter.name: chapter.title for chapter in CHAPTERS}
 PROOFS = ("algorithm", "corollary", "definition", "lemma", "proof", "proposition", "remark", "theorem")
 DIRECTIVES = {f"prf:{kind}" for kind in PROOFS} | {"exercise", "solution"}
 PLOT = {"close", "figure", "subplots", "subplot_mosaic"}  # of pyplot: what draws nothing by itself
@@ -96,6 +97,16 @@ def plain_text(chapter: Chapter) -> Iterator[str]:
             yield f"the text says {found[0]!r}"
 
 
+def links(chapter: Chapter) -> Iterator[str]:
+    """Another chapter is called by its title and never by a number: the order may change."""
+    for cell in chapter.cells("markdown"):
+        if found := re.search(r"\bchapters? \[?0\d|^# \d", cell.source, re.I | re.M):
+            yield f"a chapter has a number: {found[0]!r}"
+        for said, name in re.findall(r"\[\(?([^\]()]*)\)?\]\((\w+)\.ipynb\)", text(cell)):
+            if not TITLES.get(name, "").startswith(said):
+                yield f"the link {said!r} is not the title of {name}.ipynb, {TITLES.get(name)!r}"
+
+
 def stored_outputs(chapter: Chapter) -> Iterator[str]:
     """Nothing is stored but what the checks print; that is there, for nbval to compare."""
     for cell in chapter.cells("code"):
@@ -140,7 +151,7 @@ def exercise_cells(chapter: Chapter) -> Iterator[str]:
             yield f"{exercise} is graded but not asked"
 
 
-RULES = (fixed_cells, labels, figures, size, plain_text, stored_outputs, form, exercise_cells)
+RULES = (fixed_cells, labels, figures, size, plain_text, links, stored_outputs, form, exercise_cells)
 
 
 def faults(chapter: Chapter) -> list[str]:
@@ -189,7 +200,7 @@ def verdict(capsys: pytest.CaptureFixture, exercise: str, answer: Callable) -> s
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
 def test_exercises_grade_stub_solution_and_mistakes(chapter: Chapter, capsys) -> None:
-    known = importlib.import_module(f"course_lib.book.exercises.ch{chapter.number}").EXERCISES
+    known = importlib.import_module(f"course_lib.book.exercises.{chapter.name}").EXERCISES
     assert graded(chapter).keys() == known.keys()
     stubs = "\n\n".join(cell.source for cell in chapter.cells("code", "exercise"))
     for exercise, name in graded(chapter).items():
@@ -214,7 +225,7 @@ def a_chapter() -> Chapter:
         return new_code_cell(source, metadata={"tags": [*names]}, **stored)
 
     cells = [
-        md(f"# 99 · A chapter\n\n{here.badge('99_a')}"),
+        md(f"# A chapter\n\n{here.badge('toy')}"),
         code(here.setup(), "hide-cell"),
         code(PARAMETERS, "parameters"),
         md(":::{prf:definition} A\n\n$$\na = 1\n$$ (def-a)\n\n:::\n\n$$b = 2$$ (eq-b)\n\n![A cat](cat.png)"),
@@ -222,17 +233,17 @@ def a_chapter() -> Chapter:
         code('fig, ax = plt.subplots()\nshow.figure(fig, alt="Empty axes")'),
     ]
     for i in range(4):
-        cells.append(md(f":::{{exercise}} Title\n:label: ex-99-{i}\n\nDo.\n\n:::"))
+        cells.append(md(f":::{{exercise}} Title\n:label: ex-toy-{i}\n\nDo.\n\n:::"))
         if i < 2:
             cells.append(code(f"def f{i}():\n    raise NotImplementedError", "exercise"))
-            cells.append(code(f'grade("99-{i}", f{i})', "check", printed=f"99-{i}: not attempted\n"))
+            cells.append(code(f'grade("toy-{i}", f{i})', "check", printed=f"toy-{i}: not attempted\n"))
         folded = "<details><summary>Show the solution</summary>\n\nDone.\n\n</details>"
-        cells.append(md(f":::{{solution}} ex-99-{i}\n\n{folded}\n\n:::", metadata={"tags": ["solution"]}))
+        cells.append(md(f":::{{solution}} ex-toy-{i}\n\n{folded}\n\n:::", metadata={"tags": ["solution"]}))
     metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3"},
         "language_info": {"name": "python"},
     }
-    return Chapter("99_a", new_notebook(cells=cells, metadata=metadata))
+    return Chapter("toy", new_notebook(cells=cells, metadata=metadata))
 
 
 def replace(old: str, new: str) -> Callable[[Chapter], None]:
@@ -289,8 +300,15 @@ def test_a_good_chapter_has_no_fault() -> None:
         (replace("$$b = 2$$", "{eq}`def-a`\n\n$$b = 2$$"), "{eq}"),
         (replace("prf:definition", "note"), "directive note"),
         (replace("(def-a)\n\n:::", "(def-a)\n:::"), "no blank line"),
-        (replace("{exercise} Title\n:label: ex-99-3\n\n", "{exercise} Title\n:label: ex-99-3\n"), "no blank"),
+        (
+            replace(":label: ex-toy-3\n\n", ":label: ex-toy-3\n"),
+            "no blank",
+        ),
         (replace("![A cat]", "Clearly. ![A cat]"), "Clearly"),
+        (replace("![A cat]", "See chapter 04. ![A cat]"), "chapter 04"),
+        (replace("# A chapter", "# 07 · A chapter"), "# 0"),
+        (replace("![A cat]", "See [Flow](vae.ipynb). ![A cat]"), "not the title of vae.ipynb"),
+        (replace("![A cat]", "See [DDPM](none.ipynb). ![A cat]"), "not the title of none.ipynb"),
         (store_an_image, "not printed text"),
         (forget_a_line, "make checks"),
         (replace("check(", "print("), "do not go together"),

@@ -1,4 +1,4 @@
-"""Exercises that grade themselves. Each chapter has a module `chNN` with its `EXERCISES`."""
+"""Exercises that grade themselves. Each chapter has a module of its name with its `EXERCISES`."""
 
 import copy
 import importlib
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+
+from course_lib.book.checks import say
 
 
 class Exercise(NamedTuple):
@@ -22,9 +24,14 @@ class Exercise(NamedTuple):
     tolerance: float = 1e-6
 
 
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Standard normal numbers for the cases of an exercise, the same every time."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
 def find(exercise_id: str) -> Exercise:
-    """Look an exercise up; its id begins with the chapter's number, as in ``gmm_em-bic``."""
-    module = f"{__name__}.ch{exercise_id[:2]}"
+    """Look an exercise up; its id begins with the chapter's name, as in ``gmm_em-bic``."""
+    module = f"{__name__}.{exercise_id.partition('-')[0]}"
     try:
         known = importlib.import_module(module).EXERCISES
     except ModuleNotFoundError as error:
@@ -77,6 +84,10 @@ def grade(exercise_id: str, answer: Callable[..., torch.Tensor]) -> None:
 
     Raises:
         ValueError: the exercise does not exist.
+
+    Examples:
+        >>> grade("vae-kl", lambda m0, v0, m1, v1: m0)
+        vae-kl: not yet. Case 1 returns shape (5, 1); (5,) is wanted.
     """
     exercise, answers = find(exercise_id), []
     cases = exercise.cases()
@@ -85,11 +96,11 @@ def grade(exercise_id: str, answer: Callable[..., torch.Tensor]) -> None:
         try:
             answers.append(answer(*copy.deepcopy(case)))
         except NotImplementedError:
-            print(f"{exercise_id}: not attempted")
+            say(f"{exercise_id}: not attempted")
             return
         except Exception as error:  # a reader's bug is a verdict, not a crash of the notebook
             where = _line(answer, error)
-            print(f"{exercise_id}: case {number} raises {type(error).__name__}{where}: {error}")
+            say(f"{exercise_id}: case {number} raises {type(error).__name__}{where}: {error}")
             return
         difference = _difference(answers[-1], want, exercise.tolerance)
         if difference:
@@ -101,6 +112,6 @@ def grade(exercise_id: str, answer: Callable[..., torch.Tensor]) -> None:
                     for got, case in zip(answers, cases, strict=False)
                 )
             ]
-            print(f"{exercise_id}: not yet. Case {number} {difference}.{''.join(hints[:1])}")
+            say(f"{exercise_id}: not yet. Case {number} {difference}.{''.join(hints[:1])}")
             return
-    print(f"{exercise_id}: correct")
+    say(f"{exercise_id}: correct")

@@ -1,15 +1,11 @@
-"""Exercises of chapter 09, the arena."""
+"""Exercises of the chapter on the arena."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from course_lib.book.exercises import Exercise
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from course_lib.book.exercises import Exercise, normal
 
 
 def _bound(*, sign: int = 1, correction: int = 1, root: bool = True, pairs: bool = True) -> Callable:
@@ -54,8 +50,8 @@ EXERCISES = {
     "arena-bound": Exercise(
         reference=_bound(),
         cases=lambda: [
-            (_random(3), _random(3, seed=1) + 2, 2.92),
-            (_random(10, seed=2), _random(10, seed=3) + _random(10, seed=2), 1.833),
+            (normal(3), normal(3, seed=1) + 2, 2.92),
+            (normal(10, seed=2), normal(10, seed=3) + normal(10, seed=2), 1.833),
         ],
         mistakes={
             "taken the difference the other way": _bound(sign=-1),
@@ -81,8 +77,8 @@ EXERCISES = {
     "arena-nearest": Exercise(
         reference=_nearest(),
         cases=lambda: [
-            (_random(7, 2), _random(9, 2, seed=1), _random(20, 2, seed=2)),
-            (_random(5, 3, seed=3), _random(5, 3, seed=4), _random(8, 3, seed=5)),
+            (normal(7, 2), normal(9, 2, seed=1), normal(20, 2, seed=2)),
+            (normal(5, 3, seed=3), normal(5, 3, seed=4), normal(8, 3, seed=5)),
         ],
         mistakes={
             "taken means: one sample far away moves them": _nearest(middle=torch.mean),

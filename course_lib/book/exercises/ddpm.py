@@ -1,15 +1,11 @@
-"""Exercises of chapter 06, DDPM and DDIM."""
+"""Exercises of the chapter on DDPM and DDIM."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from course_lib.book.exercises import Exercise
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from course_lib.book.exercises import Exercise, normal
 
 
 def _conditioned(x0: Tensor, xt: Tensor, bar_t: float, bar_s: float) -> Tensor:
@@ -38,8 +34,8 @@ EXERCISES = {
     "ddpm-posterior": Exercise(
         reference=_conditioned,
         cases=lambda: [
-            (_random(5), _random(5, seed=1), 0.3, 0.5),
-            (_random(3, seed=2), _random(3), 0.01, 0.9),
+            (normal(5), normal(5, seed=1), 0.3, 0.5),
+            (normal(3, seed=2), normal(3), 0.01, 0.9),
         ],
         mistakes={
             "forgotten the factor β in the variance": _with_variance(lambda t, s: (1 - s) / (1 - t)),
@@ -58,7 +54,7 @@ EXERCISES = {
     ),
     "ddpm-ddim": Exercise(
         reference=_ddim,
-        cases=lambda: [(_random(4, 2), _random(4, 2, seed=3), t, s) for t, s in ((0.2, 0.6), (0.7, 0.05))],
+        cases=lambda: [(normal(4, 2), normal(4, 2, seed=3), t, s) for t, s in ((0.2, 0.6), (0.7, 0.05))],
         mistakes={
             "left out the noise of the new time": lambda x, e, t, s: (
                 s**0.5 * (x - (1 - t) ** 0.5 * e) / t**0.5

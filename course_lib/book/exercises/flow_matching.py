@@ -1,4 +1,4 @@
-"""Exercises of chapter 08, flow matching."""
+"""Exercises of the chapter on flow matching."""
 
 import math
 from collections.abc import Callable
@@ -6,11 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from course_lib.book.exercises import Exercise
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from course_lib.book.exercises import Exercise, normal
 
 
 def _ours(u: Callable[[Tensor, float], Tensor], x: Tensor, steps: int) -> Tensor:
@@ -55,8 +51,8 @@ EXERCISES = {
     "flow_matching-paper": Exercise(
         reference=_ours,
         cases=lambda: [
-            (lambda x, t: (1 + t) * torch.sin(x) - t**2, _random(5, 2), 4),
-            (lambda x, t: t * x + math.cos(3 * t), _random(3, 1, seed=3), 7),
+            (lambda x, t: (1 + t) * torch.sin(x) - t**2, normal(5, 2), 4),
+            (lambda x, t: t * x + math.cos(3 * t), normal(3, 1, seed=3), 7),
         ],
         mistakes={
             "forgotten to change the sign": _paper(1.0, True),
@@ -68,8 +64,8 @@ EXERCISES = {
     "flow_matching-straight": Exercise(
         reference=_bends,
         cases=lambda: [
-            (_random(4, 3, 2).cumsum(0), torch.tensor([1.0, 0.8, 0.3, 0.0], dtype=torch.float64)),
-            (_random(5, 2, 1, seed=4), torch.tensor([0.9, 0.7, 0.4, 0.2, 0.1], dtype=torch.float64)),
+            (normal(4, 3, 2).cumsum(0), torch.tensor([1.0, 0.8, 0.3, 0.0], dtype=torch.float64)),
+            (normal(5, 2, 1, seed=4), torch.tensor([0.9, 0.7, 0.4, 0.2, 0.1], dtype=torch.float64)),
         ],
         mistakes={
             "counted all steps alike, however long": lambda states, times: (

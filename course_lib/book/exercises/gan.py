@@ -1,4 +1,4 @@
-"""Exercises of chapter 02, generative adversarial networks."""
+"""Exercises of the chapter on generative adversarial networks."""
 
 import math
 from collections.abc import Callable
@@ -7,11 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from course_lib.book.exercises import Exercise
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from course_lib.book.exercises import Exercise, normal
 
 
 def _bound(real: Tensor, fake: Tensor) -> Tensor:
@@ -57,7 +53,7 @@ EXERCISES = {
     "gan-bound": Exercise(
         reference=_bound,
         cases=lambda: [
-            (_random(20) + 1, _random(30, seed=1) - 1),
+            (normal(20) + 1, normal(30, seed=1) - 1),
             (torch.tensor([1000.0, -3.0]), torch.tensor([-1000.0, 800.0, 2.0])),
         ],
         mistakes={
@@ -70,7 +66,7 @@ EXERCISES = {
     ),
     "gan-r1": Exercise(
         reference=_jacobian_penalty,
-        cases=lambda: [(_curve, _random(6, 3), 2.0), (_wave, _random(4, 2, seed=1), 0.3)],
+        cases=lambda: [(_curve, normal(6, 3), 2.0), (_wave, normal(4, 2, seed=1), 0.3)],
         mistakes={
             "forgotten the factor one half": lambda f, x, g: g * _slope(f, x).square().sum(1).mean(),
             "averaged over the coordinates, too": lambda f, x, g: g / 2 * _slope(f, x).square().mean(),
@@ -86,7 +82,7 @@ EXERCISES = {
     ),
     "gan-transpose": Exercise(
         reference=_transposed,
-        cases=lambda: [(_random(4), _random(3, seed=1), 2, 1), (_random(5, seed=2), _random(5), 3, 0)],
+        cases=lambda: [(normal(4), normal(3, seed=1), 2, 1), (normal(5, seed=2), normal(5), 3, 0)],
         mistakes={
             "turned the kernel around": lambda y, k, s, p: _transposed(y, k.flip(0), s, p),
             "forgotten to crop the padding": lambda y, k, s, p: _transposed(y, k, s, 0),

@@ -1,4 +1,4 @@
-"""Exercises of chapter 04, Gaussian mixtures and EM."""
+"""Exercises of the chapter on Gaussian mixtures and EM."""
 
 import math
 from collections.abc import Callable
@@ -6,23 +6,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from course_lib.book.exercises import Exercise, normal
 from course_lib.mixture.em import fit, m_step
-from course_lib.book.exercises import Exercise
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def _log_f_cases() -> list[tuple]:
     """Rows near 0, rows near -1000, and both together."""
-    near, far = _random(5, 3), _random(5, 3) * 10 - 1000
+    near, far = normal(5, 3), normal(5, 3) * 10 - 1000
     return [(near,), (far,), (torch.cat([near, far]),)]
 
 
 def _points_and_responsibilities() -> list[tuple]:
     shapes = ((2, 3), (4, 2))
-    return [(_random(30, d, seed=d) + 2, torch.softmax(_random(30, k, seed=k + 10), 1)) for d, k in shapes]
+    return [(normal(30, d, seed=d) + 2, torch.softmax(normal(30, k, seed=k + 10), 1)) for d, k in shapes]
 
 
 def _tied(x: Tensor, gamma: Tensor, *, means: Tensor | None = None) -> Tensor:
@@ -41,7 +37,7 @@ def _bic(parameters: Callable[[int, int], int], sign: int = -2) -> Callable:
 
 def _bic_of_fit(log_likelihood: Tensor, n: int, k: int, d: int) -> Tensor:
     """With the count of parameters that `fit` makes, on points that only serve to run it."""
-    counted = fit(_random(20, d), k, covariance="diag", max_iter=1).n_parameters
+    counted = fit(normal(20, d), k, covariance="diag", max_iter=1).n_parameters
     return counted * math.log(n) - 2 * log_likelihood
 
 

@@ -1,11 +1,11 @@
-"""Exercises of chapter 07, Tweedie's formula and the score."""
+"""Exercises of the chapter on Tweedie's formula and the score."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from course_lib.book.exercises import Exercise
+from course_lib.book.exercises import Exercise, normal
 
 MEANS = torch.tensor([[-1.0, 0.3], [0.8, -0.5], [0.2, 1.1]], dtype=torch.float64)
 
@@ -39,10 +39,6 @@ def _step(x: Tensor, s: Tensor, f: Tensor, g: float, h: float, lam: float) -> Te
     return torch.stack([ode + size * s, torch.full_like(x, (2 * size) ** 0.5)])
 
 
-def _random(seed: int) -> Tensor:
-    return torch.randn(4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def _without(change: Callable[..., tuple[Tensor, float]]) -> Callable[..., Tensor]:
     def answer(x: Tensor, s: Tensor, f: Tensor, g: float, h: float, lam: float) -> Tensor:
         mean, deviation = change(x, s, f, g, h, lam)
@@ -72,9 +68,9 @@ EXERCISES = {
     "score-step": Exercise(
         reference=_step,
         cases=lambda: [
-            (_random(0), _random(1), _random(2), 1.3, 0.05, 1.0),
-            (_random(3), _random(4), _random(5), 0.7, 0.2, 0.0),
-            (_random(6), _random(7), _random(8), 2.0, 0.01, 1.7),
+            (normal(4, seed=0), normal(4, seed=1), normal(4, seed=2), 1.3, 0.05, 1.0),
+            (normal(4, seed=3), normal(4, seed=4), normal(4, seed=5), 0.7, 0.2, 0.0),
+            (normal(4, seed=6), normal(4, seed=7), normal(4, seed=8), 2.0, 0.01, 1.7),
         ],
         mistakes={
             "stepped forwards in time": _without(

@@ -1,13 +1,9 @@
-"""Exercises of chapter 01, style transfer."""
+"""Exercises of the chapter on style transfer."""
 
 import torch
 from torch import Tensor
 
-from course_lib.book.exercises import Exercise
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from course_lib.book.exercises import Exercise, normal
 
 
 def _mask(places: int, seed: int = 0) -> Tensor:
@@ -31,8 +27,8 @@ EXERCISES = {
     "style_transfer-region": Exercise(
         reference=_region,
         cases=lambda: [
-            (_random(4, 30), (_mask(30) > 0.5).double()),
-            (_random(3, 20, seed=1), _mask(20, seed=2)),
+            (normal(4, 30), (_mask(30) > 0.5).double()),
+            (normal(3, 20, seed=1), _mask(20, seed=2)),
         ],
         mistakes={
             "divided by all places, not by those of the region": lambda f, m: (f * m) @ f.T / f.numel(),
@@ -47,7 +43,7 @@ EXERCISES = {
     "style_transfer-lpips": Exercise(
         reference=_layer,
         cases=lambda: [
-            (_random(5, 4, 6, seed=seed), _random(5, 4, 6, seed=seed + 1), _mask(5, seed=seed))
+            (normal(5, 4, 6, seed=seed), normal(5, 4, 6, seed=seed + 1), _mask(5, seed=seed))
             for seed in (3, 5)
         ],
         mistakes={

@@ -1,4 +1,4 @@
-"""Exercises of chapter 03, variational autoencoders."""
+"""Exercises of the chapter on variational autoencoders."""
 
 import math
 from collections.abc import Callable
@@ -7,12 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
-from course_lib.book.exercises import Exercise
+from course_lib.book.exercises import Exercise, normal
 from course_lib.vae.pixels import ContinuousBernoulli
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def _gaussian(mean: Tensor, log_var: Tensor) -> Independent:
@@ -49,9 +45,9 @@ def _one_draw_cases() -> list[tuple]:
     """Mild logits, and then some near 200 on either side."""
     cases = []
     for seed, scale in ((1, 1.0), (2, 200.0)):
-        weight = scale * _random(2, 5, seed=seed)
-        y = (_random(4, 5, seed=seed + 20) > 0).double()
-        inputs = [_random(4, 2, seed=seed + k) for k in (30, 40, 50)]
+        weight = scale * normal(2, 5, seed=seed)
+        y = (normal(4, 5, seed=seed + 20) > 0).double()
+        inputs = [normal(4, 2, seed=seed + k) for k in (30, 40, 50)]
         cases.append((*inputs, lambda z, weight=weight: z @ weight, y))
     return cases
 
@@ -59,7 +55,7 @@ def _one_draw_cases() -> list[tuple]:
 EXERCISES = {
     "vae-kl": Exercise(
         reference=_kl,
-        cases=lambda: [tuple(_random(5, d, seed=10 * d + i) for i in range(4)) for d in (1, 3)],
+        cases=lambda: [tuple(normal(5, d, seed=10 * d + i) for i in range(4)) for d in (1, 3)],
         mistakes={
             "exchanged the two distributions": lambda m0, v0, m1, v1: _kl(m1, v1, m0, v0),
             "taken the log-variances for logarithms of standard deviations": lambda m0, v0, m1, v1: _kl(
@@ -104,7 +100,7 @@ EXERCISES = {
     "vae-constant": Exercise(
         reference=_missing,
         cases=lambda: [
-            (_random(4, 3, seed=2) * 5,),
+            (normal(4, 3, seed=2) * 5,),
             (torch.tensor([300.0, -300.0, 800.0], dtype=torch.float64),),
             (torch.tensor([0.0, 1e-9, -1e-4], dtype=torch.float64),),
         ],

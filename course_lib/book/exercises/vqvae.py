@@ -1,4 +1,4 @@
-"""Exercises of chapter 05, VQ-VAE."""
+"""Exercises of the chapter on VQ-VAE."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from course_lib.book.exercises import Exercise
+from course_lib.book.exercises import Exercise, normal
 from course_lib.vq.lookupfree import FiniteScalarQuantizer
 from course_lib.vq.quantizers import VectorQuantizer, VectorQuantizerEMA, perplexity
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def _nearest(z: Tensor, codebook: Tensor) -> Tensor:
@@ -24,9 +20,9 @@ def _nearest(z: Tensor, codebook: Tensor) -> Tensor:
 
 def _points_and_codes() -> list[tuple]:
     """Codes of equal length and of very different length; points between them."""
-    sphere = normalize(_random(6, 3, seed=1), dim=1)
-    uneven = _random(9, 2, seed=2) * torch.arange(1, 10)[:, None]
-    return [(_random(40, 3), sphere), (3 * _random(50, 2, seed=3), uneven)]
+    sphere = normalize(normal(6, 3, seed=1), dim=1)
+    uneven = normal(9, 2, seed=2) * torch.arange(1, 10)[:, None]
+    return [(normal(40, 3), sphere), (3 * normal(50, 2, seed=3), uneven)]
 
 
 def _ema(counts: Tensor, sums: Tensor, z: Tensor, index: Tensor, decay: float, eps: float) -> Tensor:
@@ -38,9 +34,9 @@ def _ema(counts: Tensor, sums: Tensor, z: Tensor, index: Tensor, decay: float, e
 
 def _averages() -> list[tuple]:
     """A step in which one code gets nothing, with a smoothing that shows."""
-    counts, sums = torch.tensor([3.0, 0.5, 0.0, 1.0]).double(), _random(4, 2, seed=4)
+    counts, sums = torch.tensor([3.0, 0.5, 0.0, 1.0]).double(), normal(4, 2, seed=4)
     index = torch.tensor([0, 0, 1, 3, 3, 3, 0, 1])
-    return [(counts, sums, _random(8, 2, seed=5), index, decay, 0.1) for decay in (0.9, 0.5)]
+    return [(counts, sums, normal(8, 2, seed=5), index, decay, 0.1) for decay in (0.9, 0.5)]
 
 
 def _ema_by_hand(
@@ -143,7 +139,7 @@ EXERCISES = {
         },
     ),
     "vqvae-perplexity": Exercise(
-        reference=perplexity,
+        reference=lambda indices, n_codes: perplexity(indices),
         cases=_indices,
         tolerance=1e-5,
         mistakes={

@@ -20,7 +20,6 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import nn
 
-from course_lib.book import profiles
 from course_lib.arena import run as runner
 from course_lib.arena import score
 from course_lib.arena.claims import below, figures
@@ -28,6 +27,7 @@ from course_lib.arena.families import Clock, Sampler, sized
 from course_lib.arena.field import Field, field, islands
 from course_lib.arena.run import Entry, arena, read, write
 from course_lib.arena.yardstick import FAMILIES, budget, draw, enter, learn, measure, quality, rows
+from course_lib.book import profiles
 from course_lib.diffusion.oracles import MixtureOracle
 from course_lib.diffusion.path import VP, Linear, Tabulated
 
@@ -603,17 +603,6 @@ def test_figures_by_seed(done):
         figures(results.rows, "points", "GAN", "generator", "w2")
     with pytest.raises(ValueError, match="several rows"):
         figures(results.rows * 2, "points", "training set", "drawn", "w2")
-
-
-def test_make_arena(tmp_path, monkeypatch, capsys):
-    from tools import arena as tool
-
-    monkeypatch.setattr(tool, "arena", lambda *a, **k: runner.Results([], [], tmp_path / "notebooks" / "x"))
-    monkeypatch.setattr(tool, "ROOT", tmp_path)
-    tool.main(["--profile", "smoke"])
-    assert "0 rows, 0 of runs that failed" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        tool.main(["--workers", "two"])
 
 
 def test_the_run_notebook_is_stripped():

@@ -1,5 +1,8 @@
 """`check` passes with one stable line, and fails on every kind of disagreement."""
 
+import io
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +21,16 @@ from course_lib.book.checks import CheckFailed, check
 def test_the_line(capsys, tolerance, said):
     assert check("eq-x", torch.tensor([1.0, 2.0]), np.array([1.0, 2.0]), by="autograd", **tolerance) is None
     assert capsys.readouterr().out == f"✓ eq-x | autograd | {said}\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf8"])
+def test_a_console_without_the_sign_gets_another(monkeypatch, encoding):
+    console = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", console)
+    check("eq-ε", 1, 1, by="hand")
+    console.flush()
+    said = console.buffer.getvalue().decode(encoding)
+    assert said == ("✓ eq-ε | hand | equal\n" if encoding == "utf8" else "ok eq-? | hand | equal\n")
 
 
 @pytest.mark.parametrize("got, want", [

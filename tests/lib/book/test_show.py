@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
-from playwright.sync_api import sync_playwright
 
-from course_lib.book import checks, show
+from course_lib.book import check, show
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def shown(monkeypatch):
 @pytest.fixture
 def page():
     """An empty page of a browser."""
-    with sync_playwright() as playwright:
+    with pytest.importorskip("playwright.sync_api").sync_playwright() as playwright:
         found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
         executable = os.environ.get("CHROMIUM") or found
         if executable is None:
@@ -243,6 +242,24 @@ def test_sheets_can_be_frames_of_a_slider(shown):
     assert len(svgs(shown[0].data)) == 2
 
 
+def test_images_of_sixteen_bits_are_shown(shown):
+    batch = torch.linspace(-1, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
+    show.images(batch.bfloat16(), "Two images")
+    show.images(batch.bfloat16().float(), "Two images")
+    first, second = (re.search(r"base64,\s*([^\"]+)", html.data)[1] for html in shown)
+    assert first == second
+
+
+def test_the_style_is_set_when_told_and_a_figure_has_it_anyway(shown):
+    with plt.rc_context():
+        plt.rcdefaults()
+        show.images(torch.zeros(1, 1, 4, 4), "One image", titles=["a title"])
+        assert ">a title<" in shown[0].data  # text stays text, as `svg.fonttype` says
+        assert plt.rcParams["svg.fonttype"] == "path"
+        show.set_style()
+        assert plt.rcParams["svg.fonttype"] == "none"
+
+
 @pytest.mark.parametrize("shape", [(4, 4), (2, 4, 4, 4)])
 def test_images_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match="batch must have shape"):
@@ -265,7 +282,7 @@ def test_ellipse_is_two_standard_deviations_out(seed):
 
 
 def test_source_is_shown_as_it_stands(shown):
-    show.show_source(check.check)
+    show.show_source(check)
     assert shown[0].data.startswith("```python\ndef check(") and shown[0].data.endswith("```")
 
 

@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture as Reference
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from torch.testing import assert_close
 
-from course_lib.mixture import gaussian
+from course_lib.mixture import em, gaussian, kmeans
 from course_lib.mixture.em import COVARIANCES, e_step, fit, m_step
 from course_lib.mixture.gaussian import GaussianMixture
 from course_lib.mixture.kmeans import INITS
@@ -311,7 +311,7 @@ def test_chunks_do_not_matter(monkeypatch, covariance):
         yield e_step(m, x).log_responsibilities
 
     whole = list(results())
-    monkeypatch.setattr(gmm, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(gaussian, "CHUNK_BYTES", 1)
     assert len(m.chunks(x)) > 1
     for got, want in zip(results(), whole, strict=True):
         assert_close(got, want, rtol=1e-9, atol=1e-11)

@@ -204,7 +204,7 @@ def test_chunks_do_not_matter(monkeypatch, shape):
     m, x = mixture(shape=shape), points(200)
     whole = m.log_prob(x), m.responsibilities(x), m.score(x)
     assert len(m.chunks(x)) == 1
-    monkeypatch.setattr(gmm, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(gaussian, "CHUNK_BYTES", 1)
     assert len(m.chunks(x)) > 1
     for got, want in zip((m.log_prob(x), m.responsibilities(x), m.score(x)), whole, strict=True):
         assert_close(got, want, rtol=1e-12, atol=1e-14)

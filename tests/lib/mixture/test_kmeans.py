@@ -6,7 +6,8 @@ import torch
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
-from course_lib.mixture.kmeans import INITS, k_means, nearest, seeds
+from course_lib.mixture.kmeans import INITS, k_means, seeds
+from course_lib.points import nearest
 
 SEEDS = range(5)
 

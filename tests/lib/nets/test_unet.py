@@ -1,6 +1,5 @@
-"""Networks of a time: their shapes, what they are at the start, and what they refuse."""
+"""The U-Net: its parts in NumPy, its levels, and what it refuses."""
 
-import itertools
 import math
 
 import numpy as np
@@ -9,299 +8,155 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from course_lib.nets.embeddings import TimeFeatures
-from course_lib.nets.mlp import TimeMLP
-from course_lib.nets.unet import Attention, Block, UNet
-
-SEEDS = range(5)
+from course_lib.nets.unet import Attention, Block, CrossAttention, UNet
 
 
-def made(seed=0, channels=1, trained=True, **options):
-    """A small U-Net; `trained` moves every parameter away from its start."""
-    torch.manual_seed(seed)
-    net = UNet(channels, **{"width": 8, **options})
-    if trained:
-        with torch.no_grad():
-            for p in net.parameters():
-                p.add_(0.05 * torch.randn_like(p))
-    return net
+def softmax(logits):
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
 
 
-def batch(B=3, channels=1, size=(8, 8), seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(B, channels, *size, generator=g), torch.rand(B, generator=g)
+def heads_by_loops(q, k, v, head_dim):
+    """(C, places) and twice (C, sequence): softmax of the products over the root of a head's dimension."""
+    mixed = np.zeros_like(q)
+    for start in range(0, len(q), head_dim):
+        head = slice(start, start + head_dim)
+        mixed[head] = v[head] @ softmax(q[head].T @ k[head] / math.sqrt(head_dim)).T
+    return mixed
 
 
-# Time
+def numbers(layer):
+    return {name: p.detach().numpy().squeeze() for name, p in layer.named_parameters()}
 
 
-@pytest.mark.parametrize("dim", [2, 8, 64])
-def test_time_features_are_sines_and_cosines(dim):
-    """Of 1000 t · 10000^(-2i/dim), as in the transformer, in NumPy."""
-    t = torch.tensor([0.0, 0.001, 0.1234, 0.5, 1.0])
-    got = TimeFeatures(dim)(t)
-    assert got.shape == (5, dim)
-    for i in range(dim // 2):
-        angles = 1000 * t.double().numpy() / 10_000 ** (2 * i / dim)
-        np.testing.assert_allclose(got[:, i], np.sin(angles), atol=5e-4)
-        np.testing.assert_allclose(got[:, i + dim // 2], np.cos(angles), atol=5e-4)
-
-
-def test_time_features_tell_a_thousand_steps_apart():
-    features = TimeFeatures(32)(torch.arange(1001) / 1000)
-    distances = torch.cdist(features, features) + 10 * torch.eye(1001)
-    assert distances.min() > 0.1
-
-
-def test_time_features_have_no_parameters_and_follow_their_module():
-    features = TimeFeatures(8)
-    assert not list(features.parameters())
-    assert features(torch.rand(3, dtype=torch.float64)).dtype == torch.float32
-    assert features.double()(torch.rand(3)).dtype == torch.float64
-
-
-@pytest.mark.parametrize("dim", [0, 1, 3, -2, 4.0, True])
-def test_bad_dim(dim):
-    with pytest.raises(ValueError, match="dim must be an even integer of at least 2"):
-        TimeFeatures(dim)
-
-
-@pytest.mark.parametrize(
-    "t", [torch.tensor(0.5), torch.rand(3, 1), torch.tensor([1, 2]), torch.tensor([True])]
-)
-def test_bad_times_of_features(t):
-    with pytest.raises(ValueError, match=r"t must be floating-point times \(B,\); got torch"):
-        TimeFeatures(4)(t)
-
-
-# Points
-
-
-@pytest.mark.parametrize("dim, hidden, layers", [(2, 16, 1), (3, 8, 3), (1, 4, 2)])
-def test_time_mlp(dim, hidden, layers):
-    net = TimeMLP(dim, hidden=hidden, layers=layers)
-    assert net(torch.randn(5, dim), torch.rand(5)).shape == (5, dim)
-    sizes = [dim + 64, *[hidden] * layers, dim]
-    want = sum(a * b + b for a, b in itertools.pairwise(sizes))
-    assert sum(p.numel() for p in net.parameters()) == want
-
-
-def test_time_mlp_is_affine_between_features_and_a_silu():
-    """One hidden layer, in NumPy."""
-    net, x, t = TimeMLP(2, hidden=5, layers=1).double(), torch.randn(4, 2).double(), torch.rand(4).double()
-    (w1, b1, w2, b2) = (p.detach().numpy() for p in net.parameters())
-    h = np.hstack([x.numpy(), net.features(t).numpy()]) @ w1.T + b1
-    np.testing.assert_allclose(net(x, t).detach(), (h / (1 + np.exp(-h))) @ w2.T + b2, rtol=1e-10)
-
-
-def test_time_mlp_depends_on_both_and_on_each_sample_alone():
+@pytest.mark.parametrize("head_dim", [2, 4, 8])
+def test_attention_against_loops(head_dim):
     torch.manual_seed(0)
-    net, x, t = TimeMLP(2), torch.randn(6, 2), torch.rand(6)
-    out, order = net(x, t), torch.tensor([3, 0, 5, 1, 4, 2])
-    assert_close(net(x[order], t[order]), out[order])
-    assert not torch.allclose(net(x, 1 - t), out) and not torch.allclose(net(-x, t), out)
+    layer, x = Attention(8, head_dim).double(), torch.randn(2, 8, 2, 3).double()
+    nn.init.normal_(layer.out.weight)
+    norm, p = layer.norm(x).detach().numpy().reshape(2, 8, 6), numbers(layer)
+    for n in range(2):
+        q, k, v = np.split(p["qkv.weight"] @ norm[n] + p["qkv.bias"][:, None], 3)  # (8, 6) each
+        out = p["out.weight"] @ heads_by_loops(q, k, v, head_dim)
+        np.testing.assert_allclose(
+            layer(x)[n].detach().reshape(8, 6), x[n].numpy().reshape(8, 6) + out, rtol=1e-8
+        )
 
 
-def test_time_mlp_keeps_float64():
-    assert TimeMLP(2).double()(torch.randn(3, 2).double(), torch.rand(3).double()).dtype == torch.float64
-
-
-@pytest.mark.parametrize("layers", [0, -1, 2.0, True])
-def test_bad_layers(layers):
-    with pytest.raises(ValueError, match="layers must be an integer of at least 1"):
-        TimeMLP(2, layers=layers)
-
-
-@pytest.mark.parametrize("given", [{"dim": 0}, {"dim": 2, "hidden": 0}, {"dim": 2, "hidden": 2.5}])
-def test_bad_sizes(given):
-    with pytest.raises(ValueError, match=r"sizes must be|dim must be|hidden must be"):
-        TimeMLP(**given)
-
-
-@pytest.mark.parametrize("t", [torch.tensor(0.5), torch.rand(3, 1), torch.tensor([1, 2, 3])])
-def test_bad_times_of_points(t):
-    with pytest.raises(ValueError, match="t must"):
-        TimeMLP(2)(torch.randn(3, 2), t)
-
-
-# Images
-
-
-@pytest.mark.parametrize("options", [
-    {}, {"levels": (1,)}, {"levels": (1, 2, 2)}, {"levels": (2, 1, 3, 1)}, {"blocks": 2},
-    {"blocks": 3, "levels": (1, 1)},
-    {"channels": 3}, {"width": 24}, {"classes": 4},
-])  # fmt: skip
-@pytest.mark.parametrize("size", [(8, 8), (16, 8), (24, 24)])
-def test_shapes(options, size):
-    net = made(**options)
-    x, t = batch(channels=options.get("channels", 1), size=size)
-    assert net(x, t).shape == x.shape
-
-
-@pytest.mark.parametrize(
-    "levels, size", [((1,), (1, 1)), ((1,), (5, 7)), ((1, 2), (2, 2)), ((1, 1, 1), (12, 4))]
-)
-def test_sides_need_only_be_divisible(levels, size):
-    net = made(levels=levels)
-    x, t = batch(size=size)
-    assert net(x, t).shape == x.shape
-
-
-@pytest.mark.parametrize("options", [{}, {"classes": 4}, {"channels": 3, "levels": (1, 2, 2)}])
-def test_at_the_start_the_output_is_zero(options):
-    x, t = batch(channels=options.get("channels", 1))
-    assert not made(trained=False, **options)(x, t).any()
-
-
-def test_at_the_start_a_block_and_attention_pass_their_input_on():
+@pytest.mark.parametrize("head_dim", [2, 8])
+def test_cross_attention_against_loops(head_dim):
     torch.manual_seed(0)
-    x, embedding = torch.randn(2, 16, 4, 4), torch.randn(2, 32)
-    assert torch.equal(Block(16, 16, 32)(x, embedding), x)
-    assert torch.equal(Attention(16)(x), x)
+    layer = CrossAttention(8, head_dim, 5).double()
+    x, context = torch.randn(2, 8, 2, 3).double(), torch.randn(2, 4, 5).double()
+    nn.init.normal_(layer.out.weight)
+    norm, p = layer.norm(x).detach().numpy().reshape(2, 8, 6), numbers(layer)
+    for n in range(2):
+        q = p["q.weight"] @ norm[n] + p["q.bias"][:, None]  # (8, 6)
+        k, v = np.split(p["kv.weight"] @ context[n].numpy().T, 2)  # (8, 4) each
+        out = p["out.weight"] @ heads_by_loops(q, k, v, head_dim)
+        got = layer(x, context)[n].detach().reshape(8, 6)
+        np.testing.assert_allclose(got, x[n].numpy().reshape(8, 6) + out, rtol=1e-8)
+
+
+def test_at_the_start_a_block_passes_its_input_on():
+    torch.manual_seed(0)
+    x, embedding, context = torch.randn(2, 16, 4, 4), torch.randn(2, 32), torch.randn(2, 3, 6)
+    block = Block(16, 16, 32, dropout=0.5, head_dim=4, context=6)
+    assert torch.equal(block(x, embedding, context), x)
     block = Block(16, 8, 32)
     assert torch.equal(block(x, embedding), block.skip(x))
 
 
-def test_attention_against_loops():
-    """Softmax of the products over the root of a head's channels, in NumPy."""
+def test_a_block_between_its_convolutions_by_hand():
     torch.manual_seed(0)
-    layer, x = Attention(8, heads=2).double(), torch.randn(2, 8, 2, 3).double()
-    nn.init.normal_(layer.out.weight)
-    norm = layer.norm(x).detach().numpy().reshape(2, 8, 6)
-    w, bias = layer.qkv.weight.detach().numpy()[:, :, 0, 0], layer.qkv.bias.detach().numpy()
-    mixed = np.zeros((2, 8, 6))
-    for n in range(2):
-        q, k, v = np.split(w @ norm[n] + bias[:, None], 3)  # (8, 6) each
-        for head in (slice(0, 4), slice(4, 8)):
-            logits = q[head].T @ k[head] / math.sqrt(4)
-            weights = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-            mixed[n, head] = v[head] @ weights.T
-    out = layer.out.weight.detach().numpy()[:, :, 0, 0] @ mixed
-    np.testing.assert_allclose(layer(x).detach(), x.numpy() + out.reshape(x.shape), rtol=1e-8, atol=1e-10)
+    block, x, embedding = Block(8, 16, 32), torch.randn(2, 8, 4, 4), torch.randn(2, 32)
+    nn.init.normal_(block.conv2.weight)
+    silu = lambda h: h * torch.sigmoid(h)
+    # 8 groups of one channel, then 8 groups of two
+    h = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+    h = block.conv1(silu(h)).view(2, 8, 2, 4, 4)
+    h = (h - h.mean((2, 3, 4), keepdim=True)) / (h.var((2, 3, 4), correction=0, keepdim=True) + 1e-5).sqrt()
+    numbers = embedding @ block.modulate.weight.T + block.modulate.bias  # scales, then shifts
+    h = h.view(2, 16, 4, 4) * (1 + numbers[:, :16, None, None]) + numbers[:, 16:, None, None]
+    assert_close(block(x, embedding), block.skip(x) + block.conv2(silu(h)), rtol=1e-4, atol=1e-4)
 
 
-def trained(net, *given, steps=3):
-    """After a few steps towards a target that needs x, t and y; the gradients of the last are kept."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    target = (2 * given[0] - 1).roll(1, 3) * (1 + given[1])[:, None, None, None]
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (net(*given) - target).square().mean().backward()
-        optimizer.step()
-    return net
+@pytest.mark.parametrize("options", [
+    {"levels": (1,)}, {"levels": (2, 1, 3, 1)}, {"blocks": 3, "levels": (1, 1)}, {"width": 24},
+    {"levels": (1, 2, 2), "attention": (2, 4), "head_dim": 4, "context": 3},
+])  # fmt: skip
+@pytest.mark.parametrize("size", [(8, 8), (24, 16)])
+def test_shapes(options, size):
+    net = UNet(2, **{"width": 8, **options})
+    x = torch.randn(3, 2, *size)
+    assert net(x, torch.rand(3)).shape == x.shape
 
 
-@pytest.mark.parametrize("options", [{}, {"blocks": 2, "levels": (1, 2, 1)}, {"classes": 3}])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_gradient_reaches_every_parameter(options, seed):
-    """The zeros at the start hold it up in the first steps only: the last layer, then a block's, then all."""
-    net = made(seed, trained=False, **options)
-    x, t = batch(4)
-    given = (x, t, torch.tensor([0, 1, 2, 3])) if "classes" in options else (x, t)
-    trained(net, *given)
-    for name, p in net.named_parameters():
-        assert p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0, name
+def attended(net):
+    """The size of the image and the number of heads at every self-attention, in order."""
+    seen = []
+    for module in net.modules():
+        if isinstance(module, Attention):
+            module.register_forward_hook(
+                lambda m, given, _: seen.append((given[0].shape[2], given[0].shape[1] // m.head_dim))
+            )
+    net(torch.randn(1, 1, 16, 16), torch.rand(1))
+    return seen
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_time_and_label_matter_once_it_is_trained(seed):
-    net = made(seed, trained=False, classes=3)
-    x, t = batch(4)
-    y = torch.tensor([0, 1, 2, 3])
-    trained(net, x, t, y, steps=5)
+def test_attention_is_where_it_is_asked_for():
+    options = {"width": 8, "levels": (1, 2, 2), "blocks": 2}
+    assert attended(UNet(1, **options)) == [(4, 4)]  # the middle, with four heads
+    assert attended(UNet(1, attention=(2,), **options)) == [(8, 4)] * 2 + [(4, 4)] + [(8, 4)] * 2
+    everywhere = [(16, 1)] * 2 + [(8, 2)] * 2 + [(4, 2)] * 5 + [(8, 2)] * 2 + [(16, 1)] * 2
+    assert attended(UNet(1, attention=(1, 2, 4), head_dim=8, **options)) == everywhere
+
+
+def test_no_text_is_zeros_of_any_length():
+    torch.manual_seed(0)
+    net = UNet(1, width=8, attention=(2,), context=6).eval()
     with torch.no_grad():
-        out = net(x, t, y)
-        assert not torch.equal(net(x, 1 - t, y), out)
-        assert not torch.equal(net(x, t, y.flip(0)), out)
-        assert not torch.equal(net(-x, t, y), out)
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    x, t, text = torch.randn(3, 1, 8, 8), torch.rand(3), torch.randn(3, 4, 6)
+    none = net(x, t)
+    for length in (1, 7):
+        assert_close(net(x, t, context=torch.zeros(3, length, 6)), none, rtol=1e-4, atol=1e-5)
+    some = net(x, t, context=text * torch.tensor([1.0, 0.0, 1.0])[:, None, None])  # one text dropped
+    assert_close(some[1], none[1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(some[0], none[0]) and not torch.allclose(some[2], none[2])
+    assert_close(net(x, t, context=text.flip(1)), net(x, t, context=text), rtol=1e-4, atol=1e-5)  # a set
 
 
-@pytest.mark.parametrize("classes", [0, 3])
-def test_samples_do_not_mix(classes):
-    net = made(classes=classes)
-    x, t = batch(6)
-    given = (x, t, torch.tensor([0, 1, 2, 3, 0, 1])) if classes else (x, t)
-    order = torch.tensor([3, 0, 5, 1, 4, 2])
-    with torch.no_grad():
-        out = net(*given)
-        assert_close(net(*(v[order] for v in given)), out[order], rtol=1e-4, atol=1e-5)
-        alone = torch.cat([net(*(v[n : n + 1] for v in given)) for n in range(6)])
-    assert_close(alone, out, rtol=1e-4, atol=1e-5)
-
-
-def test_no_label_is_the_last_label():
-    net, (x, t) = made(classes=3), batch(4)
-    with torch.no_grad():
-        none = net(x, t)
-        assert torch.equal(net(x, t, torch.full((4,), 3)), none)
-        for label in range(3):
-            assert not torch.allclose(net(x, t, torch.full((4,), label)), none)
-        some = net(x, t, torch.tensor([0, 3, 1, 3]))  # labels dropped for two of them
-    assert_close(some[[1, 3]], none[[1, 3]])
-    assert not torch.allclose(some[[0, 2]], none[[0, 2]])
-
-
-def test_the_same_call_gives_the_same_output_in_training_and_evaluation():
-    net, (x, t) = made(), batch()
-    with torch.no_grad():
-        assert torch.equal(net.train()(x, t), net.eval()(x, t))
-
-
-def test_float64_and_times_of_another_type():
-    net, (x, t) = made().double(), batch()
-    assert net(x.double(), t).dtype == torch.float64
-    assert_close(net(x.double(), t.double()).float(), made()(x, t), rtol=1e-3, atol=1e-4)
+def test_dropout_is_in_training_only():
+    torch.manual_seed(0)
+    x, t = torch.randn(3, 1, 8, 8), torch.rand(3)
+    for dropout, same in ((0.0, True), (0.5, False)):
+        net = UNet(1, width=8, dropout=dropout)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(0.05 * torch.randn_like(p))
+        assert torch.equal(net.eval()(x, t), net.eval()(x, t))
+        assert torch.equal(net.train()(x, t), net.eval()(x, t)) is same
 
 
 @pytest.mark.parametrize("given, match", [
-    ({"channels": 0}, "channels must be an integer of at least 1; got 0"),
-    ({"channels": 1.0}, "channels must be an integer of at least 1"),
-    ({"channels": True}, "channels must be an integer of at least 1"),
-    ({"blocks": 0}, "blocks must be an integer of at least 1; got 0"),
-    ({"classes": -1}, "classes must be an integer of at least 0; got -1"),
-    ({"classes": 2.0}, "classes must be an integer of at least 0"),
-    ({"width": 0}, "width must be a positive multiple of 8; got 0"),
-    ({"width": 12}, "width must be a positive multiple of 8; got 12"),
-    ({"width": -8}, "width must be a positive multiple of 8"),
-    ({"width": 8.0}, "width must be a positive multiple of 8"),
-    ({"levels": ()}, r"levels must hold a positive integer a level; got \(\)"),
-    ({"levels": (1, 0)}, "levels must hold a positive integer a level"),
-    ({"levels": (1, 1.5)}, "levels must hold a positive integer a level"),
+    ({"width": 12}, "width must be a multiple of 8; got 12"),
+    ({"attention": (4,)}, r"attention must name factors of the levels, \[1, 2\]; got \(4,\)"),
 ])  # fmt: skip
 def test_bad_options(given, match):
     with pytest.raises(ValueError, match=match):
-        UNet(**{"channels": 1, "width": 8, **given})
+        UNet(1, **given)
 
 
-X, T = batch()
-Y = torch.tensor([0, 1, 2])
+def test_a_side_that_does_not_halve():
+    """Of one pixel the way back would make two, and the sum with its partner would go through."""
+    net = UNet(1, width=8)
+    for size in ((1, 8), (8, 7)):
+        with pytest.raises(ValueError, match=r"x must have sides divisible by 2; got \("):
+            net(torch.zeros(2, 1, *size), torch.rand(2))
 
 
-@pytest.mark.parametrize("x, t, y, match", [
-    (X[0], T, None, r"x must have shape \(B, 1, H, W\); got \(1, 8, 8\)"),
-    (X.expand(3, 2, 8, 8), T, None, r"x must have shape \(B, 1, H, W\); got \(3, 2, 8, 8\)"),
-    (X[:, :, :7], T, None, r"x must have sides divisible by 2; got \(7, 8\)"),
-    (X[:, :, :, :5], T, None, r"x must have sides divisible by 2; got \(8, 5\)"),
-    (X, T[:2], None, r"t must have shape \(3,\); got \(2,\)"),
-    (X, T[:, None], None, r"t must have shape \(3,\)"),
-    (X, torch.tensor(0.5), None, r"t must have shape \(3,\)"),
-    (X, T, Y[:2], r"y must be int64 labels \(3,\) in 0 to 3"),
-    (X, T, Y + 2, r"y must be int64 labels \(3,\) in 0 to 3"),
-    (X, T, Y - 1, r"y must be int64 labels \(3,\) in 0 to 3"),
-    (X, T, Y.float(), r"y must be int64 labels"),
-    (X, T, Y.int(), r"y must be int64 labels"),
-])  # fmt: skip
-def test_bad_inputs(x, t, y, match):
-    with pytest.raises(ValueError, match=match):
-        made(classes=3)(x, t, y)
-
-
-def test_labels_without_classes():
-    with pytest.raises(ValueError, match="y must be left out: this network was made without classes"):
-        made()(X, T, Y)
-
-
-def test_more_levels_want_more_twos():
-    with pytest.raises(ValueError, match=r"x must have sides divisible by 4; got \(6, 8\)"):
-        made(levels=(1, 1, 1))(X[:, :, :6], T)
+def test_a_text_without_context():
+    with pytest.raises(ValueError, match="context must be left out: this network was made without it"):
+        UNet(1, width=8)(torch.zeros(2, 1, 8, 8), torch.rand(2), context=torch.zeros(2, 3, 4))

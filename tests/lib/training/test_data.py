@@ -46,7 +46,7 @@ def small(request, tmp_path):
 
 
 def test_digits_are_scikit_learns():
-    loaded = data.load("digits")
+    loaded = data.load_dataset("digits")
     assert (len(loaded.train), len(loaded.test)) == (1437, 360)
     pixels = torch.cat([loaded.train, loaded.test]).flatten(1)
     x, y = load_digits(return_X_y=True)
@@ -58,17 +58,17 @@ def test_digits_are_scikit_learns():
 
 
 def test_digits_hold_out_a_fifth_of_each_class():
-    loaded = data.load("digits")
+    loaded = data.load_dataset("digits")
     every = torch.bincount(torch.cat([loaded.train_labels, loaded.test_labels]))
     held_out = torch.bincount(loaded.test_labels)
     assert ((held_out - every / 5).abs() < 1).all()
-    again = data.load("digits")
+    again = data.load_dataset("digits")
     assert torch.equal(loaded.test, again.test)
 
 
 def test_published_files_are_read_without_a_network(small, no_network):
     name, root, arrays = small
-    loaded = data.load(name, root=root)
+    loaded = data.load_dataset(name, root=root)
     for images, labels, part in (
         (loaded.train, loaded.train_labels, "train"),
         (loaded.test, loaded.test_labels, "t10k"),
@@ -82,7 +82,7 @@ def test_published_files_are_read_without_a_network(small, no_network):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_failed_download_names_the_bundled_alternative(name, tmp_path, no_network):
     with pytest.raises(RuntimeError, match=rf"(?s)'{name}' could not be downloaded to .*'digits'"):
-        data.load(name, root=tmp_path)
+        data.load_dataset(name, root=tmp_path)
 
 
 def test_a_truncated_archive_is_refused(tmp_path, no_network):
@@ -91,14 +91,14 @@ def test_a_truncated_archive_is_refused(tmp_path, no_network):
     whole = gzip.compress(idx(np.zeros((5, 28, 28))))
     (raw / "train-images-idx3-ubyte.gz").write_bytes(whole[:-20])
     with pytest.raises(RuntimeError, match="could not be downloaded"):  # its hash is wrong
-        data.load("mnist", root=tmp_path)
+        data.load_dataset("mnist", root=tmp_path)
     assert (raw / "train-images-idx3-ubyte.gz").read_bytes() == whole[:-20]
 
 
 @pytest.mark.parametrize("name", ["Digits", "cifar", "", None])
 def test_unknown_names_are_refused(name):
     with pytest.raises(ValueError, match="dataset must be one of digits, mnist, fashion-mnist"):
-        data.load(name)
+        data.load_dataset(name)
 
 
 @pytest.mark.parametrize("name", data.PHOTOS)

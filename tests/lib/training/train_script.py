@@ -1,41 +1,47 @@
-"""Trains a small network with dropout and writes its weights and losses; `test_train` runs and kills it."""
+"""A small problem, and a run that ends itself with SIGKILL while it writes its second checkpoint."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from course_lib.training.loop import TrainConfig, average, train
+from course_lib.training.loop import TrainConfig, train
+
+CONFIG = TrainConfig(steps=12, batch_size=32, lr=1e-2, warmup=5, save_every=3)
 
 
-def problem(width: int = 16) -> tuple[nn.Module, list[torch.Tensor]]:
+def problem(width: int = 16) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """A network with all that has a state, dropout and batch normalization, and 96 rows of data."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(96, 5, generator=generator)
     torch.manual_seed(1)
     model = nn.Sequential(
         nn.Linear(5, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 1)
     )
-    return model, [x, x.sum(1, keepdim=True).sin()]
+    return model, (x, x.sum(1, keepdim=True).sin())
 
 
-def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return (model(x) - y).square().mean()
+def squares(model: nn.Module):
+    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (model(x) - y).square().mean()
+
+    return loss
 
 
 if __name__ == "__main__":
-    folder, steps, width, random = (
-        Path(sys.argv[1]),
-        int(sys.argv[2]),
-        int(sys.argv[3]),
-        sys.argv[4] == "random",
-    )
-    model, tensors = problem(width)
-    if not random:  # layers that see their own part of a batch only would differ between 1 and 2 processes
-        model = nn.Sequential(model[0], model[2], model[4])
-    ema = average(model, 0.9)
-    config = TrainConfig(steps=steps, batch_size=32, lr=1e-2, warmup=5, save_every=3)
-    losses = [
-        step.loss for step in train(model, loss, tensors, config, ema=ema, checkpoint=folder / "run.pt")
-    ]
-    torch.save({"model": model.state_dict(), "ema": ema.state_dict(), "losses": losses}, folder / "end.pt")
+    model, data = problem()
+    write, count = os.fsync, 0
+
+    def die_at_the_second(file: int) -> None:
+        global count
+        count += 1
+        if count == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(file)
+
+    os.fsync = die_at_the_second
+    torch.manual_seed(5)
+    list(train(model, squares(model), data, CONFIG, checkpoint=Path(sys.argv[1]) / "run.pt"))

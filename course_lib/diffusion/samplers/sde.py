@@ -1,0 +1,171 @@
+r"""The reverse SDE, and Langevin dynamics.
+
+They follow the conventions of `course_lib.diffusion.samplers.ddpm`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from course_lib.diffusion.denoiser import BaseDenoiser
+from course_lib.diffusion.samplers.steps import at_least_float32, finish, noise_like, walk
+
+
+@torch.no_grad()
+def reverse_sde(
+    model: BaseDenoiser,
+    x: Tensor,
+    times: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    trajectory: bool = False,
+    progress: bool = False,
+    **condition: Any,
+) -> Tensor:
+    r"""Anderson's reverse SDE by Euler and Maruyama (Song et al., 2021, eq. 6).
+
+    .. math:: dx = \bigl[ \tfrac{a'}{a} x - g^2 s(x, t) \bigr] dt + g\, d\bar w .
+
+    >>> from course_lib.diffusion import Denoiser, VP, grid
+    >>> model = Denoiser(lambda x, t: -x, VP(), "score")  # the data are standard normal
+    >>> x = reverse_sde(model, torch.randn(4000, 1), grid(200))
+    >>> bool((x.std() - 1).abs() < 0.06)
+    True
+    """
+    x = at_least_float32(x)
+    states = [x]
+    drift, diffusion = _coefficients(model, times)
+    for i, (now, to) in enumerate(walk(model, times, falling=True, progress=progress)):
+        x = _step(model, x, now.t, to.t, drift[i], diffusion[i], generator, condition)
+        states = [*states, x] if trajectory else [x]
+    return finish(states, trajectory)
+
+
+def _coefficients(model: BaseDenoiser, times: Tensor) -> tuple[list[float], list[float]]:
+    """a'/a and g at all times but the last."""
+    begin = times.detach().cpu().double()[:-1]
+    drift, diffusion = model.path.drift(begin), model.path.diffusion(begin)
+    bad = ~torch.isfinite(drift + diffusion)
+    if bad.any():
+        raise ValueError(f"times: the SDE of this path is infinite at t = {begin[bad][0]:g}; begin below")
+    return drift.tolist(), diffusion.tolist()
+
+
+def _step(
+    model: BaseDenoiser,
+    x: Tensor,
+    t: float,
+    s: float,
+    f: float,
+    g: float,
+    generator: torch.Generator | None,
+    condition: dict[str, Any],
+) -> Tensor:
+    """A step of the reverse SDE from time t to time s; without noise if s = 0."""
+    mean = x - (t - s) * (f * x - g**2 * model.score(x, t, **condition))
+    return mean if s == 0 else mean + g * math.sqrt(t - s) * noise_like(x, generator)
+
+
+@torch.no_grad()
+def predictor_corrector(
+    model: BaseDenoiser,
+    x: Tensor,
+    times: Tensor,
+    *,
+    snr: float = 0.16,
+    corrections: int = 1,
+    generator: torch.Generator | None = None,
+    **condition: Any,
+) -> Tensor:
+    r"""A step of the reverse SDE, then Langevin steps at the new time (Song et al., 2021, algorithm 1).
+
+    A Langevin step has :math:`h = 2\,(\text{snr}\, \lVert z \rVert / \lVert s \rVert)^2`, norms averaged over
+    the batch (their algorithms 4 and 5, with :math:`\alpha = 1`); none is taken where the score is zero.
+
+    >>> from course_lib.diffusion import Denoiser, VP, grid
+    >>> model = Denoiser(lambda x, t: -x, VP(), "score")
+    >>> predictor_corrector(model, torch.randn(100, 1), grid(20)).shape
+    torch.Size([100, 1])
+    """
+    length = lambda v: v.flatten(1).norm(dim=1).mean()
+    x = at_least_float32(x)
+    drift, diffusion = _coefficients(model, times)
+    for i, (now, to) in enumerate(walk(model, times, falling=True)):
+        x = _step(model, x, now.t, to.t, drift[i], diffusion[i], generator, condition)
+        for _ in range(corrections if to.t > 0 else 0):
+            slope, noise = model.score(x, to.t, **condition), noise_like(x, generator)
+            h = torch.where(length(slope) > 0, 2 * (snr * length(noise) / length(slope)) ** 2, 0.0)
+            x = x + h * slope + torch.sqrt(2 * h) * noise
+    return finish([x], False)
+
+
+@torch.no_grad()
+def langevin(
+    score: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    size: float,
+    steps: int,
+    generator: torch.Generator | None = None,
+    trajectory: bool = False,
+) -> Tensor:
+    r"""Langevin dynamics, :math:`x \leftarrow x + h\, s(x) + \sqrt{2h}\, z`, towards the density of a score.
+
+    Args:
+        score: maps x (B, …) to the gradient of a log-density.
+        x: the start.
+        size: h, positive.
+        steps: how many.
+        generator: of the noise.
+        trajectory: return all states, (steps + 1, B, …).
+
+    >>> x = langevin(lambda x: -x, 5 * torch.ones(4000, 1), size=0.1, steps=100)
+    >>> bool((x.mean().abs() < 0.1) and (x.std() - 1).abs() < 0.1)
+    True
+    """
+    if not 0 < size < math.inf:
+        raise ValueError(f"size must be positive and finite; got {size!r}")
+    x = at_least_float32(x)
+    states = [x]
+    for _ in range(steps):
+        x = _langevin_step(score(x), x, size, generator)
+        states = [*states, x] if trajectory else [x]
+    return finish(states, trajectory)
+
+
+def _langevin_step(slope: Tensor, x: Tensor, size: float, generator: torch.Generator | None) -> Tensor:
+    return x + size * slope + math.sqrt(2 * size) * noise_like(x, generator)
+
+
+@torch.no_grad()
+def annealed_langevin(
+    model: BaseDenoiser,
+    x: Tensor,
+    times: Tensor,
+    *,
+    size: float = 0.1,
+    steps: int = 20,
+    generator: torch.Generator | None = None,
+    **condition: Any,
+) -> Tensor:
+    r"""Langevin dynamics at falling noise (Song and Ermon, 2019, algorithm 1).
+
+    At each of `times`, all above 0, it takes `steps` steps of length :math:`h = \text{size} \cdot b(t)^2`.
+
+    >>> from course_lib.diffusion import Denoiser, VP, grid
+    >>> model = Denoiser(lambda x, t: -x, VP(), "score")
+    >>> annealed_langevin(model, torch.randn(10, 1), grid(5, stop=0.1)).shape
+    torch.Size([10, 1])
+    """
+    times = times.detach().cpu().double()
+    if not ((times > 0).all() and (times.diff() < 0).all()):
+        raise ValueError("times must fall strictly, all above 0: without noise there is no score to follow")
+    model.require(times)
+    x = at_least_float32(x)
+    for t, b in zip(times.tolist(), model.path.b(times).tolist(), strict=True):
+        for _ in range(steps):
+            x = _langevin_step(model.score(x, t, **condition), x, size * b**2, generator)
+    return finish([x], False)
