@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from course_lib.style.features import RandomFeatures
-from course_lib.style.transfer import Iteration, gram, optimize, style_loss, transfer
-from course_lib.training import data
+from course_lib.style.losses import gram, style_loss
+from course_lib.style.pixels import Iteration, optimize, transfer
+from course_lib.training import photo
 
 SIDE, STEPS = 128, 80
 ERRORS = (0.5, 0.2, 0.1, 0.05, 0.03)
@@ -79,7 +80,7 @@ def main() -> None:
     )
     print("|:--|:--|--:|:--|" + "--:|" * (len(ERRORS) + 1), flush=True)
     for name, crop in STYLES[: int(sys.argv[1]) if len(sys.argv) > 1 else None]:
-        style, g = data.photo(name, SIDE, crop=crop), torch.Generator().manual_seed(0)
+        style, g = photo(name, SIDE, crop=crop), torch.Generator().manual_seed(0)
         dense, pyramid = dense_bank(g), RandomFeatures(generator=g)
         judges = [judge(dense, style), judge(pyramid, style)]
         start = (style.mean((2, 3), keepdim=True) + 0.1 * torch.randn(style.shape, generator=g)).clamp(-1, 1)

@@ -9,10 +9,12 @@ equal inputs, equally many levels, four attention heads, and take times scaled t
   near to ours as the number of parameters lets them be: it has more blocks outside the middle.
 - denoising-diffusion-pytorch: full attention at the smallest level only, heads of 8 channels. Its two blocks
   a level, 7×7 first convolution and attention on the way down and up (a linear one above the smallest level)
-  have no option. So the last row is the same network with all attentions but the middle's cut out.
+  have no option. So the row after it is the same network with all attentions but the middle's cut out.
+- Our DiT: patches 2×2, depth 6, its width chosen for the number of parameters. Its weights meet every token,
+  where most of a U-Net's meet a small image: many more multiply-adds.
 
 The multiply-adds, counted by PyTorch in the forward pass, say how much of a ratio is due to their number.
-Sampling is 50 steps of DDIM with our network: the share of its time that is not spent within the network's
+Sampling is 50 steps of DDIM with our U-Net: the share of its time that is not spent within the network's
 calls, and how much longer it takes than 50 bare calls. Prints Markdown tables.
 """
 
@@ -24,7 +26,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from course_lib.diffusion.sample import ddim, grid
+from course_lib.diffusion import Cosine, Denoiser, ddim, grid
+from course_lib.nets.dit import DiT
+from course_lib.nets.unet import UNet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,9 +45,9 @@ except ImportError as error:
         "To install them: pip install diffusers==0.42.1 denoising-diffusion-pytorch==2.3.4"
     )
 
-ROWS = [  # batch, channels, side, our width and levels, channels of the 2nd, dim and levels of the 3rd
-    (128, 1, 8, 32, (1, 1, 2), (32, 48, 48), 24, (1, 2, 2)),
-    (32, 3, 32, 32, (1, 2, 4), (32, 48, 128), 32, (1, 2, 4)),
+ROWS = [  # batch, channels, side, ours, channels of the 2nd, dim and levels of the 3rd, DiT's width
+    (128, 1, 8, 32, (1, 1, 2), (32, 48, 48), 24, (1, 2, 2), 80),
+    (32, 3, 32, 32, (1, 2, 4), (32, 48, 128), 32, (1, 2, 4), 144),
 ]
 REPEATS, STEPS = 15, 50
 
@@ -136,15 +140,17 @@ def sampling(net: nn.Module, x: Tensor) -> tuple[list[float], list[float], list[
         within += (time.perf_counter() - begin) * 1e3
         return out
 
+    model = Denoiser(timed, Cosine(), "v")
+
     @torch.no_grad()
     def bare() -> None:
-        for t in times[:-1].to(x):
+        for t in times[:-1].to(x.dtype):
             net(x, t.expand(len(x)))
 
     whole, inside, calls = [], [], []
     for _ in range(6):  # the first is a warm-up
         within = 0.0
-        whole.append(clock(lambda: ddim(timed, Cosine(), x, times, target="v")))
+        whole.append(clock(lambda: ddim(model, x, times)))
         inside.append(within)
         calls.append(clock(bare))
     return whole[1:], inside[1:], calls[1:]
@@ -160,7 +166,7 @@ def main() -> None:
     )
     print("|:--|:--|--:|--:|--:|--:|--:|", flush=True)
     overheads = []
-    for batch, channels, side, width, levels, theirs, dim, other in ROWS:
+    for batch, channels, side, width, levels, theirs, dim, other, wide in ROWS:
         torch.manual_seed(0)
         x, want, t = *torch.randn(2, batch, channels, side, side), torch.rand(batch)
         nets = {
@@ -168,6 +174,7 @@ def main() -> None:
             "diffusers": of_diffusers(channels, side, theirs),
             "denoising-diffusion-pytorch": of_lucidrains(channels, dim, other),
             "the same, attention in the middle only": of_lucidrains(channels, dim, other, bare=True),
+            "our DiT": DiT(channels, side, width=wide, depth=6, head_dim=wide // 4),
         }
         for name, net in nets.items():
             assert abs(size(net) / size(nets["ours"]) - 1) < 0.05, f"{name}: {size(net)} parameters"

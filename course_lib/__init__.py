@@ -30,8 +30,10 @@ _HOME = {  # name: the module that has it
     "VP": "diffusion.path",
     "average": "training.ema",
     "ddim": "diffusion.samplers",
+    "drop_labels": "diffusion.guidance",
     "grid": "diffusion.samplers",
     "heun": "diffusion.samplers",
+    "in_batches": "diffusion.samplers",
     "train": "training.loop",
 }
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from course_lib.arena.field import Field
 from course_lib.book.profiles import Run
 from course_lib.mixture import em
-from course_lib.training.loop import TrainConfig, average, train
+from course_lib.training import TrainConfig, average, train
 
 STEPS = 10**9  # for a loop that a clock ends
 

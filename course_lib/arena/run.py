@@ -250,11 +250,9 @@ class Here(Engine):
             nb_man.cell_complete(cell, index)
 
 
-papermill_engines.register("here", Here)
-
-
 def run_one(entry: Entry, profile: str, folder: Path) -> None:
     """One run, in a process of its own; where it fails, its row says why."""
+    papermill_engines.register("here", Here)
     try:
         papermill.execute_notebook(
             NOTEBOOK,

@@ -105,6 +105,7 @@ def bound(model: Denoiser, t: Tensor) -> Tensor:
     if not isinstance(path, Tabulated):
         raise ValueError("model must have a path that is a table: the bound is a sum over its steps")
     t = t.clamp(min=2 / path.T)
-    beta, bar, before = path.beta(t), path.look_up("alpha_bar", t), path.look_up("alpha_bar", t - 1 / path.T)
+    alpha_bar = lambda t: path.look_up("alpha_bar", t)  # in float64
+    beta, bar, before = path.look_up("betas", t), alpha_bar(t), alpha_bar(t - 1 / path.T)
     posterior = (1 - before) / (1 - bar) * beta
     return (path.T * beta**2 / (2 * posterior * (1 - beta) * (1 - bar))).to(t) * as_eps(model, t)

@@ -4,6 +4,7 @@ A path knows the signal a, the noise b and their derivatives, as functions of a 
 else follows from these. A table with T steps has the times n/T.
 """
 
+import contextlib
 import math
 from typing import Any
 
@@ -85,7 +86,8 @@ class GaussianPath:
 
     def require(self, t: Tensor | float) -> None:
         """Refuse times, on the processor, at which the path is not defined."""
-        if not np.all((0 <= np.asarray(t)) & (np.asarray(t) <= 1)):  # a NaN fails both
+        t = np.asarray(t)
+        if not np.all((t >= 0) & (t <= 1)):  # a NaN fails both
             raise ValueError(f"t must lie in [0, 1]; got {np.min(t)} to {np.max(t)}")
 
     def expand(self, t: Tensor | float, x: Tensor) -> Tensor:
@@ -104,7 +106,8 @@ class GaussianPath:
                 f"t must be floating-point times ({len(x)},), or one for all; got {t.dtype} {tuple(t.shape)}"
             )
         if t.device.type == "cpu" and not torch.compiler.is_compiling():
-            self.require(t.detach().to(kind))
+            with contextlib.suppress(RuntimeError):  # under torch.func there are no numbers to look at
+                self.require(t.detach().to(kind).numpy())
         return t.to(x.device, kind).view(-1, *[1] * (x.ndim - 1))  # (B, 1, …) or (1, 1, …)
 
     def config(self) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def train_gan(
 ) -> Iterator[GANStep]:
     """Train both networks in place; yields a `GANStep` after each step.
 
-    Nothing happens until the result is iterated over. A step's noise is a function of its number and the seed.
+    Nothing happens until the result is iterated over. A step's noise is a function of seed and number.
 
     Args:
         generator: ``generator(z, *given)``, noise (B, latent) to points like the data's.
@@ -192,7 +192,7 @@ def _noise(rows: int, latent: int, numbers: torch.Generator, accelerator: Accele
 
 
 def _mean(value: Tensor | list[Tensor], accelerator: Accelerator) -> Tensor | list[Tensor]:
-    """Over the processes. By hand, as networks wrapped for several processes admit one backward pass a step."""
+    """Over processes. By hand, as networks wrapped for several of them admit one backward pass a step."""
     return accelerator.reduce(value, "mean") if accelerator.num_processes > 1 else value
 
 

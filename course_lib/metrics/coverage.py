@@ -15,7 +15,7 @@ from course_lib.points import nearest
 from course_lib.require import require_count, require_weight
 
 CHUNK = 2**22  # distances at a time, or numbers of points that are measured again
-SPARE = 8  # candidates for a k-th neighbour beyond those that are needed
+SPARE = 4  # candidates for a k-th neighbour beyond those that are needed
 
 
 class PrecisionRecall(NamedTuple):
@@ -47,8 +47,11 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> PrecisionReca
     """
     require_count("k", k)
     real, fake = pair_of_features(("real", real), ("fake", fake), least=k + 1)
+    # in units of a power of two, which rounds nothing, no square overflows
+    exponent = math.frexp(max(z.abs().max().item() for z in (real, fake)))[1]
+    real, fake = (z * 2.0 ** -max(exponent, -1000) for z in (real, fake))
     radii = [_squared_radii(z, k) for z in (real, fake)]
-    product = _Products(real, fake)
+    product = _Products(fake, real)
     in_fake = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     in_real = []
     for rows in torch.arange(len(fake), device=fake.device).split(max(1, CHUNK // len(real))):
@@ -89,3 +92,58 @@ def mode_coverage(samples: Tensor, centres: Tensor, radius: float, *, share: flo
     counts = mode[distance <= radius].bincount(minlength=len(centres))
     covered = ((counts > 0) & (counts >= share * len(samples))).sum()
     return ModeCoverage(covered.item(), counts.sum().item() / len(samples), counts)
+
+
+class _Products:
+    """Squared distances of rows x (N, D) and y (M, D), of values in [-1, 1], between two bounds."""
+
+    def __init__(self, x: Tensor, y: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        if torch.get_float32_matmul_precision() != "highest":
+            dtype = torch.float64  # else products might have few bits
+        self.gamma = 2 * (x.shape[1] + 10) * torch.finfo(dtype).eps  # more than rounding, relative to a + b
+        origin = y.mean(0)  # nearer to all points than 0 is: less cancels
+        p, q = ((z - origin).to(dtype) for z in (x, y))
+        self.a, self.b = p.square().sum(1), q.square().sum(1)
+        column = lambda z: ((1 - self.gamma) * z)[:, None]
+        self.left = torch.cat([p, column(self.a), torch.ones_like(p[:, :1])], 1)  # (N, D + 2)
+        self.right = torch.cat([-2 * q, torch.ones_like(q[:, :1]), column(self.b)], 1)
+
+    def bounds(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """From below and from above, (n, M) each, for some rows (n,) of x."""
+        low = self.left[rows] @ self.right.T
+        # squares below the smallest number are 0, so the upper bound is never that small
+        return low, low + 2 * self.gamma * (self.a[rows, None] + self.b) + 1e-36
+
+
+def _squared_radii(z: Tensor, k: int) -> Tensor:
+    """Each point's squared distance from its k-th neighbour in the set, (N,), in float64."""
+    radii, open_ = z.new_empty(len(z)), torch.arange(len(z), device=z.device)
+    take = min(k + 1 + SPARE, len(z))  # a point's nearest is itself
+    for dtype in (torch.float32, torch.float64):
+        product, left = _Products(z, z, dtype), []
+        for rows in open_.split(max(1, CHUNK // max(len(z), take * z.shape[1]))):
+            low, near = product.bounds(rows)[0].topk(take, largest=False)
+            squared = _squared(z, rows.repeat_interleave(take), z, near.flatten()).view(-1, take)
+            radii[rows] = squared.kthvalue(k + 1).values
+            # all others are at least as far as the last candidate's lower bound
+            left.append(rows[(radii[rows] > low[:, -1]) & (take < len(z))])
+        if not len(open_ := torch.cat(left)):
+            return radii
+    for row in open_.tolist():
+        radii[row] = (z[row] - z).square().sum(1).kthvalue(k + 1).values
+    return radii
+
+
+def _inside(x: Tensor, support: Tensor, low: Tensor, high: Tensor, radii: Tensor) -> Tensor:
+    """Which rows (n,) are in any ball (M,) of the support, by bounds (n, M) on squared distances."""
+    inside = (high <= (radii * (1 - 1e-6)).to(high)).any(1)
+    open_ = (~inside).nonzero()[:, 0]
+    pairs = (low[open_] <= (radii * (1 + 1e-6)).to(low)).nonzero()
+    for part in pairs.split(max(1, CHUNK // x.shape[1])):
+        row, ball = open_[part[:, 0]], part[:, 1]
+        inside[row[_squared(x, row, support, ball) <= radii[ball]]] = True
+    return inside
+
+
+def _squared(x: Tensor, i: Tensor, y: Tensor, j: Tensor) -> Tensor:
+    return (x[i] - y[j]).square().sum(1)

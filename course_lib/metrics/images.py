@@ -18,6 +18,11 @@ def rmse(x: Tensor, y: Tensor) -> Tensor:
     r"""Root of the mean squared difference over pixels and channels, from 0 to 2, in units of [-1, 1].
 
     Its gradient is NaN where x = y: as a root it has none there.
+
+    Examples:
+        >>> black = -torch.ones(1, 1, 8, 8)
+        >>> rmse(black, -black)
+        tensor([2.], dtype=torch.float64)
     """
     x, y = _pair(x, y)
     return (x - y).square().mean((1, 2, 3)).sqrt()
@@ -27,6 +32,10 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     r"""Peak signal-to-noise ratio :math:`20 \log_{10}(2 / \text{RMSE})`, in decibels; infinite if x = y.
 
     Not differentiable there either; see `rmse`.
+
+    Examples:
+        >>> psnr(torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.2))
+        tensor([20.0000], dtype=torch.float64)
     """
     return 20 * torch.log10(RANGE / rmse(x, y))
 
@@ -45,12 +54,16 @@ def ssim(x: Tensor, y: Tensor, *, window: int = 7) -> Tensor:
     Args:
         x, y: images (B, C, H, W).
         window: side of the square, odd, from 3 to the image's smaller side.
+
+    Examples:
+        >>> x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> ssim(x, x)
+        tensor([1., 1.], dtype=torch.float64)
     """
     x, y = _pair(x, y)
-    if type(window) is not int or window % 2 == 0 or not 3 <= window <= min(x.shape[2:]):
-        raise ValueError(
-            f"window must be odd, from 3 to the images' smaller side, {min(x.shape[2:])}; got {window!r}"
-        )
+    side = min(x.shape[2:])
+    if window % 2 == 0 or not 3 <= window <= side:
+        raise ValueError(f"window must be odd, from 3 to the images' smaller side, {side}; got {window!r}")
     x, y = (x + 1) / RANGE, (y + 1) / RANGE  # in [0, 1]
     mean = lambda z: F.avg_pool2d(z, window, stride=1)  # (B, C, H - window + 1, W - window + 1)
     unbiased = window**2 / (window**2 - 1)

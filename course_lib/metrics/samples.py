@@ -2,8 +2,9 @@ r"""How far samples are from data: distances between two sets of features.
 
 A feature is what some network says about an image, or the image or point itself: rows (N, D). A feature
 extractor is any callable from images to features, such as ``digit_classifier().features``,
-`course_lib.metrics.inception.InceptionFeatures` or, for the published FID, `FIDFeatures`; `extract` applies it.
-All is computed in float64, on the input's device (on the processor instead of Apple's MPS, which has no float64).
+`course_lib.metrics.inception.InceptionFeatures` or, for the published FID, `FIDFeatures`; `extract` applies
+it. All is computed in float64, on the input's device (on the processor instead of Apple's MPS, which has no
+float64).
 
 Elsewhere: what samples cover is in `course_lib.metrics.coverage`, bits per dimension are
 `course_lib.vae.pixels.bits_per_dim`, differences of two images are in `course_lib.metrics.images`.
@@ -29,7 +30,7 @@ ROWS = 1024  # of a kernel's matrix at a time: all of it would not fit into memo
 def extract(features: Callable[[Tensor], Tensor], images: Tensor, *, batch: int = 256) -> Tensor:
     """Features (N, D) of images (N, C, H, W), a batch at a time.
 
-    A network, or a method of one, is in evaluation mode meanwhile; then each of its parts is in the mode it was.
+    A network, or a method of one, is in evaluation mode meanwhile; then each part is in the mode it was.
 
     Examples:
         >>> extract(lambda x: x.flatten(1), torch.zeros(5, 1, 2, 2), batch=2).shape
@@ -99,8 +100,8 @@ def wasserstein(x: Tensor, y: Tensor) -> float:
 
     .. math:: W_2^2 = \min_\pi \frac1B \sum_i \lVert x_i - y_{\pi(i)} \rVert^2 .
 
-    In units of a point. Between two sets from one distribution it is above 0, and falls with B, slowly in many
-    dimensions: compare distances of equal B only.
+    In units of a point. Between two sets from one distribution it is above 0, and falls with B, slowly in
+    many dimensions: compare distances of equal B only.
 
     Examples:
         >>> wasserstein(torch.tensor([[0.0], [1.0]]), torch.tensor([[4.0], [3.0]]))

@@ -10,9 +10,14 @@ LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601: how bright red, green and blue lo
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (3,) and covariance (3, 3) of the colours of one image (1, 3, H, W), in float64."""
+    """Mean (3,) and covariance (3, 3) of the colours of one image (1, 3, H, W), in float64.
+
+    Examples:
+        >>> moments(torch.full((1, 3, 4, 4), 0.5))[0]
+        tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)
+    """
     require_images("x", x, (1, 3, "H", "W"))
-    flat = x[0].flatten(1).double()  # (3, H*W)
+    flat = _float64(x)[0].flatten(1)  # (3, H*W)
     return flat.mean(1), torch.cov(flat, correction=0)
 
 
@@ -34,6 +39,11 @@ def colour_map(source: Tensor, target: Tensor, method: str = "monge") -> Tensor:
     Raises:
         ValueError: the method is unknown, a matrix is no covariance, the two differ in size, or the source's
             colours do not vary in every direction; with ``"cholesky"`` the target's must do so too.
+
+    Examples:
+        >>> colour_map(torch.eye(2), torch.diag(torch.tensor([4.0, 9.0])))
+        tensor([[2., 0.],
+                [0., 3.]])
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
@@ -56,12 +66,10 @@ def match_colours(x: Tensor, like: Tensor, method: str = "monge") -> Tensor:
     x: (1, 3, H, W), like: (1, 3, H', W'), both in [-1, 1]. See `colour_map`, whose source is `x` and whose
     target is `like`.
     """
-    for name, image in (("x", x), ("like", like)):
-        require_images(name, image, (1, 3, "H", "W"))
     (mean, covariance), (want, wanted) = moments(x), moments(like)
     matrix = colour_map(covariance, wanted, method)
-    moved = torch.einsum("ij,njhw->nihw", matrix, x.double() - mean.view(1, 3, 1, 1))
-    return (moved + want.view(1, 3, 1, 1)).to(x.dtype).clamp(-1, 1)
+    moved = torch.einsum("ij,njhw->nihw", matrix, _float64(x) - mean.view(1, 3, 1, 1))
+    return (moved + want.view(1, 3, 1, 1)).to(x).clamp(-1, 1)
 
 
 def luminance(x: Tensor) -> Tensor:
@@ -78,3 +86,8 @@ def with_luminance(x: Tensor, of: Tensor) -> Tensor:
     require_images("x", x, (3, "H", "W"))
     require_images("of", of, x.shape)
     return (x + luminance(of) - luminance(x)).clamp(-1, 1)
+
+
+def _float64(x: Tensor) -> Tensor:
+    """In float64; on the processor, not MPS, which has no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).double()

@@ -5,6 +5,7 @@ layer's name to its feature map (N, C, H', W'). It has no opinion on what the fe
 is not checked, because an optimizer may leave it for a while.
 """
 
+import copy
 from collections.abc import Sequence
 from urllib.error import URLError
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, VGG16_Weights, VGG19_Weights, alexnet
 from torchvision.models.vgg import cfgs, make_layers
 
-from course_lib.require import require_count, require_values
+from course_lib.require import require_sizes
 
 # Luminance and two opponent colours, orthogonal. Photographs vary most in luminance, so the filters
 # would hardly see colour if the opponents did not count twice.
@@ -32,10 +33,12 @@ GATYS_CONTENT = ("relu4_2",)
 
 
 def halve(x: Tensor, factor: int = 2) -> Tensor:
-    """Images a whole `factor` smaller, smoothed before they are thinned out: (N, C, H, W)."""
-    require_count("factor", factor)
-    if factor > min(x.shape[2:]):
-        raise ValueError(f"factor must be at most the smaller side of x, {min(x.shape[2:])}; got {factor}")
+    """Images a whole `factor` smaller, smoothed before they are thinned out: (N, C, H, W).
+
+    Examples:
+        >>> halve(torch.ones(1, 3, 9, 8)).shape
+        torch.Size([1, 3, 4, 4])
+    """
     size = (x.shape[2] // factor, x.shape[3] // factor)
     return F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
 
@@ -57,6 +60,11 @@ class RandomFeatures(nn.Module):
         coarsest: the shortest side of the last level, at least `size` and 2, as it is halved once more.
         rectify: set negative responses to 0. Without it the features are linear in the image.
         generator: where the filters come from.
+
+    Examples:
+        >>> extract = RandomFeatures(8, generator=torch.Generator().manual_seed(0))
+        >>> {layer: tuple(f.shape) for layer, f in extract(torch.zeros(1, 3, 32, 32)).items()}
+        {'colour': (1, 4, 32, 32), '1/1': (1, 8, 32, 32), '1/2': (1, 8, 16, 16)}
     """
 
     def __init__(
@@ -69,11 +77,8 @@ class RandomFeatures(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        require_count("filters", filters)
-        require_count("size", size)
         if size % 2 == 0:
             raise ValueError(f"size must be odd; got {size}")
-        require_count("coarsest", coarsest, max(size, 2))
         weight = torch.randn(filters, 3, size, size, generator=generator)
         if size > 1:
             weight -= weight.mean((2, 3), keepdim=True)
@@ -84,7 +89,9 @@ class RandomFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """x: (N, 3, H, W) to "colour", (N, 4, H, W), and "1/s", (N, C, H // s, W // s)."""
-        _require_colour(x, self.coarsest, torch.float32, torch.float64)
+        require_sizes("x", x, "N", 3, "H", "W")
+        if min(x.shape[2:]) < self.coarsest:  # no filter would see it
+            raise ValueError(f"x must have sides of at least {self.coarsest}; got {tuple(x.shape[2:])}")
         x = torch.einsum("ij,njhw->nihw", self.opponent.to(x.dtype), x)
         found = {"colour": torch.cat([x, torch.ones_like(x[:, :1])], 1)}
         edge, scale = self.weight.shape[-1] // 2, 1
@@ -100,26 +107,33 @@ class NetworkFeatures(nn.Module):
     r"""The outputs of some layers of a trained chain of layers, for images in :math:`[-1, 1]`.
 
     Args:
-        net: takes images normalized by ImageNet's means and standard deviations; its parameters
-            are frozen.
+        net: takes images normalized by ImageNet's means and standard deviations. It is copied; the copy is
+            frozen, and stays in evaluation mode.
         layers: the names of the wanted layers and their places in `net`, from 0.
+
+    Examples:
+        >>> extract = NetworkFeatures(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), {"relu1": 1})
+        >>> extract(torch.zeros(1, 3, 8, 8))["relu1"].shape
+        torch.Size([1, 4, 6, 6])
     """
 
     def __init__(self, net: nn.Sequential, layers: dict[str, int]) -> None:
         super().__init__()
-        if not layers or not all(0 <= place < len(net) for place in layers.values()):
-            raise ValueError(f"layers must name places from 0 to {len(net) - 1}; got {layers}")
-        self.net = net[: max(layers.values()) + 1].eval().requires_grad_(False)
-        for part in self.net:
-            if isinstance(part, nn.ReLU):
+        self.net = copy.deepcopy(net[: max(layers.values()) + 1]).eval().requires_grad_(False)
+        for part in self.net.modules():
+            if getattr(part, "inplace", False):
                 part.inplace = False  # else it would overwrite the layer before it
-        self.layers, self.least = layers, _least_side(self.net)
+        self.layers = layers
         self.register_buffer("mean", MEAN.view(1, 3, 1, 1))
         self.register_buffer("std", STD.view(1, 3, 1, 1))
 
+    def train(self, mode: bool = True) -> "NetworkFeatures":
+        """Whatever contains it: it stays in evaluation mode."""
+        return super().train(False)
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """x: (N, 3, H, W), of the network's precision, to a layer's (N, C, H', W') for each name."""
-        _require_colour(x, self.least, self.mean.dtype)
+        require_sizes("x", x, "N", 3, "H", "W")
         x, found = (x - self.mean) / self.std, {}
         for place, part in enumerate(self.net):
             x = part(x)
@@ -128,9 +142,11 @@ class NetworkFeatures(nn.Module):
 
 
 def vgg_places(depth: int) -> dict[str, int]:
-    """Names such as "relu4_2" (after Simonyan and Zisserman's conv4_2) and their places in torchvision's."""
-    if depth not in (16, 19):
-        raise ValueError(f"depth must be 16 or 19; got {depth!r}")
+    """Names such as "relu4_2" (after Simonyan and Zisserman's conv4_2) and their places in torchvision's.
+
+    >>> vgg_places(19)["relu4_2"]
+    22
+    """
     places, block, nth, place = {}, 1, 0, 0
     for width in cfgs[{16: "D", 19: "E"}[depth]]:
         if width == "M":
@@ -152,8 +168,12 @@ class VGGFeatures(NetworkFeatures):
         average_pool: average where the network was trained to take the maximum, as the paper suggests.
 
     Raises:
-        ValueError: a layer is unknown.
         RuntimeError: the weights are not there and could not be downloaded.
+
+    Examples:
+        >>> extract = VGGFeatures(("relu1_1", "relu2_1"), pretrained=False)
+        >>> extract(torch.zeros(1, 3, 16, 16))["relu2_1"].shape
+        torch.Size([1, 128, 8, 8])
     """
 
     def __init__(
@@ -164,9 +184,8 @@ class VGGFeatures(NetworkFeatures):
         average_pool: bool = False,
     ) -> None:
         known = vgg_places(19)
-        if unknown := [name for name in layers if name not in known]:
-            raise ValueError(f"layers must be among {', '.join(known)}; got {unknown[0]!r}")
-        net = make_layers(cfgs["E"])
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay what they were
+            net = make_layers(cfgs["E"])
         if pretrained:
             net.load_state_dict(_weights("VGG-19", VGG19_Weights.IMAGENET1K_V1))
         if average_pool:
@@ -184,11 +203,13 @@ def lpips_backbone(name: str, *, pretrained: bool = True) -> NetworkFeatures:
     if name not in ("alex", "vgg"):
         raise ValueError(f"name must be alex or vgg; got {name!r}")
     if name == "alex":
-        net, weights = alexnet().features, AlexNet_Weights.IMAGENET1K_V1
+        make, weights = lambda: alexnet().features, AlexNet_Weights.IMAGENET1K_V1
         layers = {f"relu{i}": place for i, place in enumerate((1, 4, 7, 9, 11), start=1)}
     else:
-        net, weights = make_layers(cfgs["D"]), VGG16_Weights.IMAGENET1K_V1
+        make, weights = lambda: make_layers(cfgs["D"]), VGG16_Weights.IMAGENET1K_V1
         layers = {n: vgg_places(16)[n] for n in ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")}
+    with torch.random.fork_rng(devices=[]):
+        net = make()
     if pretrained:
         net.load_state_dict(_weights({"alex": "AlexNet", "vgg": "VGG-16"}[name], weights))
     return NetworkFeatures(net, layers)
@@ -204,23 +225,3 @@ def _weights(name: str, weights: AlexNet_Weights | VGG16_Weights | VGG19_Weights
             "the bundled alternative is RandomFeatures, which needs none"
         ) from error
     return {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
-
-
-def _least_side(net: nn.Sequential) -> int:
-    """The side of the smallest square image of which the chain leaves something, by trial."""
-    for side in range(1, 256):
-        try:
-            net(torch.zeros(1, 3, side, side))
-        except RuntimeError:  # PyTorch's, of an output without pixels
-            continue
-        return side
-    return 1  # it takes other images: let PyTorch say which
-
-
-def _require_colour(x: Tensor, side: int, *precisions: torch.dtype) -> None:
-    """Refuse what is not finite (N, 3, H, W) of some precision with sides of at least `side`."""
-    require_values("x", x, "N", 3, "H", "W")
-    if x.dtype not in precisions:
-        raise ValueError(f"x must be of {' or '.join(map(str, precisions))}; got {x.dtype}")
-    if min(x.shape[2:]) < side:
-        raise ValueError(f"x must have sides of at least {side} pixels; got {tuple(x.shape[2:])}")

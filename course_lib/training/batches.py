@@ -4,8 +4,8 @@ Two kinds of data have one interface here. Tensors in memory are cut into batche
 function of the seed and the step alone. Anything else is an iterable of batches, such as a `DataLoader`. Its
 place in the middle of an epoch is found again by its own `state_dict` where it has one (torchdata's
 `StatefulDataLoader`, whose state has no random numbers of workers), else by reading the epoch's first batches
-again, from the random states at its beginning, which takes time but gives the same random numbers in workers too
-(but for workers that live on from epoch to epoch).
+again, from the random states at its beginning. That takes time, but gives the same random numbers in workers
+too (unless they live on from epoch to epoch).
 """
 
 import functools
@@ -47,14 +47,14 @@ def batches_of(
     rows = isinstance(data, Dataset) and not isinstance(data, IterableDataset)
     if rows or any(isinstance(member, Tensor | np.ndarray) for member in (data if several else [data])):
         raise ValueError(  # iterated over, these would give single rows
-            "data must be a tuple of tensors, or an iterable of batches: put a tensor into a tuple, a Dataset "
-            f"into a DataLoader, an array into torch.from_numpy; got {type(data).__name__}"
+            "data must be a tuple of tensors, or an iterable of batches: put a tensor into a tuple, a "
+            f"Dataset into a DataLoader, an array into torch.from_numpy; got {type(data).__name__}"
         )
     return Epochs(data, accelerator)
 
 
 class Rows:
-    """Batches of rows of tensors. Every epoch has a new order, and leaves out the rest that fills no batch."""
+    """Batches of rows of tensors. An epoch has a new order, and leaves out the rest that fills no batch."""
 
     def __init__(self, tensors: Sequence[Tensor], config: Any, accelerator: Accelerator, parts: int) -> None:
         rows, size, shares = len(tensors[0]), config.batch_size, accelerator.num_processes * parts
@@ -102,8 +102,8 @@ class Rows:
 class Epochs:
     """Batches of an iterable, which is iterated over again and again.
 
-    With several processes a `DataLoader` is prepared by Accelerate, which gives each process its share, of the
-    loader's batch size. Any other iterable must yield this process's share by itself.
+    With several processes a `DataLoader` is prepared by Accelerate, which gives each process its share, in
+    batches of the loader's size. Any other iterable must yield this process's share by itself.
     """
 
     def __init__(self, data: Iterable, accelerator: Accelerator) -> None:
@@ -127,7 +127,8 @@ class Epochs:
             batch = next(self.iterator, self)
         if batch is self:
             raise ValueError(
-                f"data must yield batches each time it is iterated over; it yielded none in epoch {self.epoch + 1}"
+                "data must yield batches each time it is iterated over; "
+                f"it yielded none in epoch {self.epoch + 1}"
             )
         self.taken += 1
         return send_to_device(batch, self.device, non_blocking=self.device.type == "cuda")

@@ -95,8 +95,8 @@ class Checkpoint:
         seed_processes(self.config.seed, self.accelerator, salt=step)
         rows = "the order of the rows goes on" if isinstance(self.batches, Rows) else "an epoch begins"
         warnings.warn(
-            f"checkpoint {self.path} was made by {len(randoms)} processes and goes on with {processes}: {rows}, "
-            "but noise, times and dropout are others than they would have been",
+            f"checkpoint {self.path} was made by {len(randoms)} processes and goes on with {processes}: "
+            f"{rows}, but noise, times and dropout are others than they would have been",
             stacklevel=3,
         )
         return step
@@ -136,14 +136,13 @@ class Checkpoint:
 def name_of(function: Callable | None) -> str | None:
     """By which a checkpoint knows a function: its name, and what was bound to it; ``None`` where it has none.
 
-    >>> name_of(functools.partial(max, key=1.5))
-    'max(key=1.5)'
+    >>> name_of(functools.partial(sorted, key=len, reverse=True))
+    'sorted(key=len, reverse=True)'
     """
     if isinstance(function, functools.partial):
-        bound = (
-            f"{k}={v!r}" for k, v in function.keywords.items() if isinstance(v, bool | int | float | str)
-        )
-        return f"{name_of(function.func)}({', '.join(bound)})"
+        plain = (bool, int, float, str, type(None))
+        bound = [(k, repr(v) if isinstance(v, plain) else name_of(v)) for k, v in function.keywords.items()]
+        return f"{name_of(function.func)}({', '.join(f'{k}={v}' for k, v in bound)})"
     return getattr(function, "__qualname__", None)
 
 
@@ -168,5 +167,6 @@ def _write(path: Path, whole: dict[str, Any], step: int) -> None:
         part.unlink(missing_ok=True)
         left = "the last one is as it was" if path.exists() else "there is none yet"
         raise OSError(
-            f"checkpoint {path} of step {step} cannot be written, perhaps since the disk is full; {left} ({error})"
+            f"checkpoint {path} of step {step} cannot be written, perhaps since the disk is full; {left} "
+            f"({error})"
         ) from error

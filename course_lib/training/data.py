@@ -1,6 +1,6 @@
 """Datasets, in one convention: images are float32 (N, C, H, W) in [-1, 1], labels int64 (N,).
 
-What is here fits in memory. `train` takes any other data too: a `DataLoader` of torchvision's `ImageFolder`, or
+What is here fits in memory. `train` takes other data too: a `DataLoader` of torchvision's `ImageFolder`, or
 of a `Dataset` of your own around an array in a file, which is then read a batch at a time:
 
 >>> import tempfile
@@ -71,9 +71,7 @@ def load_dataset(name: str, *, root: str | Path = "data") -> Images:
     if name not in NAMES:
         raise ValueError(f"dataset must be one of {', '.join(NAMES)}; got {name!r}")
     if name == "digits":
-        from sklearn.datasets import (
-            load_digits,  # these packages take long to import, and training needs none
-        )
+        from sklearn.datasets import load_digits  # slow to import, and not needed to train
         from sklearn.model_selection import train_test_split
 
         x, y = load_digits(return_X_y=True)

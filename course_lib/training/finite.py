@@ -41,7 +41,8 @@ class Finiteness:
             return
         step, loss, norm = next(n for n in notes if not (n[1] + n[2]).isfinite())
         raise FloatingPointError(
-            f"{self.what} is {loss:g} and its gradient's norm {norm:g} at step {step}; that step was not taken"
+            f"{self.what} is {loss:g} and its gradient's norm {norm:g} at step {step}; "
+            "that step was not taken"
         )
 
 

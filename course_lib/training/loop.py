@@ -111,7 +111,7 @@ class Step(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The loss as a module around the model. What is prepared, wrapped and compiled is this; the model stays."""
+    """The loss as a module around the model: what is prepared, wrapped and compiled, and not the model."""
 
     def __init__(
         self, model: nn.Module, loss: Callable[..., Tensor], device: torch.device, precision: str | None
@@ -193,17 +193,19 @@ def train(
     about |= describe_optimizer(optimizer)
     file = Checkpoint(checkpoint, parts, config, about, batches, accelerator, per_step=config.accumulate)
     objective = Objective(model, loss, accelerator.device, config.precision)
+    if config.compile:
+        objective = torch.compile(objective)
     done = file.restore()
+    optimizer.zero_grad()  # of what the caller has computed before
     before, during = modes.flags(model), modes.training_flags(model)
     watch, begin, show = Finiteness("the loss"), time.perf_counter(), progress and accelerator.is_main_process
     try:
         with (
-            prepared(accelerator, torch.compile(objective) if config.compile else objective, optimizer) as (
-                wrapped,
-                stepper,
-            ),
+            prepared(accelerator, objective, optimizer) as (wrapped, stepper),
             tqdm(total=config.steps, initial=done, disable=not show, file=sys.stdout) as bar,
         ):
+            float16 = accelerator.scaler is not None
+            stepper = stepper if float16 else optimizer  # the wrapper is of no other use, and slow
             for step in range(done + 1, config.steps + 1):
                 modes.apply(during)  # the caller may have sampled since the last step
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -211,6 +213,7 @@ def train(
                 taken = [_laid(next(batches), layout) for _ in range(config.accumulate)]
                 value = _gradients(wrapped, taken, accelerator)
                 norm = accelerator.clip_grad_norm_(weights, config.clip or math.inf)
+                norm = torch.zeros_like(norm) if float16 else norm  # infinite ones are its scaler's affair
                 take_step(stepper, watch.note(step, value, norm))
                 stepper.zero_grad()
                 for average in averages:
@@ -235,9 +238,11 @@ def _gradients(objective: nn.Module, batches: list, accelerator: Accelerator) ->
     total = 0.0
     for i, (batch, size) in enumerate(zip(batches, sizes, strict=True), 1):
         with contextlib.nullcontext() if i == len(batches) else accelerator.no_sync(objective):
-            value = objective(batch) * (size / sum(sizes))
-            accelerator.backward(value * accelerator.gradient_accumulation_steps)  # which it divides by
-        total = total + value.detach().float()
+            value, share = objective(batch), size / sum(sizes)
+            accelerator.backward(
+                value * (share * accelerator.gradient_accumulation_steps)
+            )  # it divides by these
+        total = total + value.detach().float() * share
     return accelerator.reduce(total, "mean") if accelerator.num_processes > 1 else total
 
 

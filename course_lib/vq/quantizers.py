@@ -145,7 +145,8 @@ class VectorQuantizerEMA(nn.Module):
     def update(self, flat: Tensor, index: Tensor) -> None:
         """One step of the averages, from vectors (N, D) and their codes' numbers (N,)."""
         # counted in integers: in float32, 2**24 + 1 is 2**24
-        counts = index.new_zeros(self.n_codes).index_add_(0, index, torch.ones_like(index)).to(self.counts)
+        ones = torch.ones_like(index, dtype=torch.int32)
+        counts = ones.new_zeros(self.n_codes).index_add_(0, index, ones).to(self.counts)
         sums = torch.zeros_like(self.sums).index_add_(0, index, flat.to(self.sums))
         if several_processes():
             torch.distributed.all_reduce(counts)

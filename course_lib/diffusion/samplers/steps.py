@@ -4,6 +4,7 @@ A sampler is one loop over the steps of a grid of times. All numbers of the path
 in float64 on the processor: in a step nothing is read back from the device.
 """
 
+import contextlib
 import itertools
 import math
 import sys
@@ -58,7 +59,7 @@ def karras(
 ) -> Tensor:
     r"""Times (S + 1,) at which :math:`\sigma^{1/\rho}` is evenly spaced, then 0 (Karras et al., 2022, eq. 5).
 
-    :math:`\sigma = b / a`; the defaults are theirs. A smaller largest noise of the path takes its place.
+    :math:`\sigma = b / a`; the defaults are theirs. Where the path's own noise ends before, it ends there.
 
     >>> from course_lib.diffusion.path import VE
     >>> path = VE(0.002, 80.0)
@@ -68,7 +69,8 @@ def karras(
     if steps < 2:
         raise ValueError(f"steps must be at least 2; got {steps}")
     top = min(sigma_max, path.sigma(torch.ones((), dtype=torch.float64)).item())
-    root = torch.linspace(top ** (1 / rho), sigma_min ** (1 / rho), steps, dtype=torch.float64)
+    low = max(sigma_min, path.sigma(path.inside(torch.zeros((), dtype=torch.float64))).item())
+    root = torch.linspace(top ** (1 / rho), low ** (1 / rho), steps, dtype=torch.float64)
     return torch.cat([path.time(root**rho), torch.zeros(1, dtype=torch.float64)]).clamp(0, 1)
 
 
@@ -137,10 +139,11 @@ def in_batches(
     Args:
         sampler: such as `heun`.
         model: on its device.
-        x: where to begin, (N, …), on the processor or the model's device.
+        x: where to begin, (N, …), on the processor or the model's device; the same in all processes.
         times: the grid.
         batch_size: samples at a time.
-        accelerator: of several processes. All get all samples; a `generator` should be each process's own.
+        accelerator: of several processes. All get all samples. Without a `generator` their noise differs,
+            however they are seeded; a generator should be each process's own.
         options: of the sampler, and conditions; a tensor (N, …) among them is cut as x is.
 
     Returns:
@@ -152,21 +155,31 @@ def in_batches(
     >>> bool(torch.allclose(in_batches(heun, model, x, grid(3), batch_size=2), heun(model, x, grid(3))))
     True
     """
-    rows = torch.arange(len(x))
-    if accelerator is not None:
-        rows = rows[accelerator.process_index :: accelerator.num_processes]
+    if options.get("trajectory"):
+        raise ValueError("trajectory must be left out: batches are joined at their end")
+    index, several = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    rows = torch.arange(len(x))[index::several]
     device = next((w.device for w in model.parameters()), x.device)
     cut = {k: v for k, v in options.items() if isinstance(v, Tensor) and v.ndim and len(v) == len(x)}
-    parts = []
-    for own in rows.split(batch_size):
-        given = options | {name: value[own.to(value.device)].to(device) for name, value in cut.items()}
-        parts.append(sampler(model, x[own.to(x.device)].to(device), times, **given).cpu())
-    made = torch.cat(parts) if parts else x[:0].cpu()
-    if accelerator is None or accelerator.num_processes == 1:
+    made = at_least_float32(x).to("cpu", copy=True)
+    with _own_noise(index, several, device):
+        for own in rows.split(batch_size) if len(rows) else ():
+            given = options | {name: value[own.to(value.device)].to(device) for name, value in cut.items()}
+            made[own] = sampler(model, x[own.to(x.device)].to(device), times, **given).cpu()
+    if several == 1:
         return made
     from accelerate.utils import gather_object
 
-    everything = torch.empty_like(x, device="cpu", dtype=at_least_float32(x).dtype)
-    for part, share in enumerate(gather_object([made])):
-        everything[part :: accelerator.num_processes] = share
-    return everything
+    for part, share in enumerate(gather_object([made[rows]])):
+        made[part::several] = share
+    return made
+
+
+@contextlib.contextmanager
+def _own_noise(index: int, several: int, device: torch.device) -> Iterator[None]:
+    """Another state of the global generators in each of several processes, for as long as it lasts."""
+    seed = torch.randint(2**62, ()).item() if several > 1 else 0
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=several > 1):
+        if several > 1:
+            torch.manual_seed(seed + index)
+        yield

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import F64, generator, normal
 from torch import nn
 from torch.testing import assert_close
 
@@ -10,16 +11,7 @@ from course_lib.diffusion.score_matching import along, denoising, divergence, hy
 from course_lib.mixture.gaussian import GaussianMixture
 from course_lib.nets.mlp import mlp
 
-F64 = torch.float64
-SEEDS = range(5)
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
+SEEDS = range(3)
 
 
 def field(seed=0, dim=3):
@@ -131,17 +123,12 @@ def test_gradients_by_parameters(loss):
 
 
 def test_a_score_of_another_shape_is_refused():
-    wrong = nn.Linear(3, 2).double()
-    for call in (lambda: hyvarinen(wrong, normal(4, 3)), lambda: sliced(wrong, normal(4, 3), normal(4, 3))):
+    """It would be broadcast."""
+    wrong = nn.Linear(3, 1).double()
+    for call in (
+        lambda: hyvarinen(wrong, normal(4, 3)),
+        lambda: sliced(wrong, normal(4, 3), normal(4, 3)),
+        lambda: denoising(wrong, normal(4, 3), 0.1),
+    ):
         with pytest.raises(ValueError, match="score must return the shape of x"):
             call()
-    with pytest.raises(ValueError, match="direction must have the shape of x"):
-        sliced(field(), normal(4, 3), normal(3, 3))
-    with pytest.raises(ValueError, match="score must return the shape of x"):
-        denoising(wrong, normal(4, 3), 0.1)
-
-
-@pytest.mark.parametrize("sigma", [0, -1.0, float("nan"), float("inf")])
-def test_sigma_is_refused(sigma):
-    with pytest.raises(ValueError, match="sigma"):
-        denoising(field(), normal(4, 3), sigma)

@@ -120,7 +120,8 @@ def test_frozen_and_unused_layers_stay_and_modes_are_put_back():
     D.unused, D[0].bias.requires_grad = nn.Linear(1, 1), False
     G.append(nn.BatchNorm1d(2).eval())
     before = D.unused.weight.clone(), D[0].bias.clone()
-    D.forward = lambda x, run=nn.Sequential(*list(D)[:-1]): run(x)
+    used = nn.Sequential(*list(D)[:-1])
+    D.forward = lambda x: used(x)
     for _ in train_gan(G, D, (points(),), CONFIG):
         G.eval()
     assert torch.equal(D.unused.weight, before[0]) and torch.equal(D[0].bias, before[1])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import Inception_V3_Weights, inception_v3
 
-from course_lib.metrics.inception import InceptionFeatures
-from course_lib.metrics.samples import extract
+from course_lib.metrics.inception import FIDFeatures, InceptionFeatures
+from course_lib.metrics.samples import extract, frechet
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +70,79 @@ def test_without_weights_or_network_the_digit_classifier_is_named(tmp_path, monk
 
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
-    named = r"no network.*bundled.*course_lib\.classifier\.load\(\)\.features"
+    named = r"no network.*bundled.*course_lib\.metrics\.digit_classifier\(\)\.features"
     with pytest.raises(RuntimeError, match=named):
         InceptionFeatures()
 
 
-@pytest.mark.parametrize("x, match", [
-    (torch.zeros(1, 2, 8, 8), "x must have 1 or 3 channels; got 2"),
-    (torch.zeros(3, 8, 8), r"x must have shape \(B, C, H, W\)"),
-    (torch.full((1, 3, 8, 8), 2.0), r"x must lie in \[-1, 1\]"),
-])  # fmt: skip
-def test_bad_images(features, x, match):
-    with pytest.raises(ValueError, match=match):
-        features(x)
+def test_images_of_another_range_are_refused(features):
+    with pytest.raises(ValueError, match=r"x must lie in \[-1, 1\]"):
+        features(torch.full((1, 3, 8, 8), 2.0))
+
+
+def test_training_mode_changes_nothing(features):
+    x = torch.rand(2, 3, 75, 75, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    want = features(x)
+    assert torch.equal(features.train()(x), want)
+    assert torch.equal(nn.Sequential(features).train()(x), want)
+
+
+def test_making_it_leaves_random_numbers_alone(hub, monkeypatch):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(hub))
+    before = torch.get_rng_state()
+    InceptionFeatures()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# The published FID
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights in the original network's format."""
+    extractors = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(0)
+        patch.setattr(extractors, "load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(nn.Module, "load_state_dict", lambda self, state: None)
+        net = extractors.FeatureExtractorInceptionV3("inception", ["2048"])
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, generator=torch.Generator().manual_seed(1))
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(net.state_dict(), path)
+    return path
+
+
+def test_the_published_fid_is_torch_fidelity_s(original):
+    """Its own pipeline, from bytes to the figure, beside our features of the same images and our distance."""
+    import torch_fidelity
+
+    k = torch.Generator().manual_seed(0)
+    sets = [torch.randint(256, (24, 3, 20, 20), dtype=torch.uint8, generator=k) // n for n in (1, 2)]
+
+    class Bytes(torch.utils.data.Dataset):
+        def __init__(self, images):
+            self.images = images
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, i):
+            return self.images[i]
+
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Bytes(sets[0]), input2=Bytes(sets[1]), fid=True, cuda=False, verbose=False,
+        cache=False, feature_extractor_weights_path=str(original), batch_size=12,
+    )["frechet_inception_distance"]  # fmt: skip
+    before = torch.get_rng_state()
+    features = FIDFeatures(str(original))
+    assert torch.equal(torch.get_rng_state(), before)
+    ours = frechet(*(extract(features.train(), x / 127.5 - 1, batch=12) for x in sets))
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_without_torch_fidelity_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(ImportError, match=r"course-lib\[fid\]"):
+        FIDFeatures()

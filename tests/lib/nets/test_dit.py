@@ -81,7 +81,7 @@ def test_without_blocks_a_patch_is_made_of_itself_and_with_them_of_all():
     ({"width": 1152, "depth": 28, "head_dim": 72}, 675),
 ])  # fmt: skip
 def test_published_numbers_of_parameters(options, millions):
-    """S/2, B/2, L/2 and XL/2 on latents 32×32×4 of 1,000 classes: Peebles and Xie (2023, appendix, table 4)."""
+    """S/2 to XL/2 on latents 32×32×4 of 1,000 classes: Peebles and Xie (2023, appendix, table 4)."""
     with torch.device("meta"):
         net = DiT(4, 32, classes=1000, **options)
     assert round(sum(p.numel() for p in net.parameters()) / 1e6) == millions

@@ -1,5 +1,6 @@
 """LPIPS, against the authors' package with the same networks, NumPy loops, and bad input."""
 
+import doctest
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import lpips as theirs
 
+from course_lib.style import lpips
 from course_lib.style.features import RandomFeatures, lpips_backbone
 from course_lib.style.lpips import LPIPS, differences, read_weights, unit
 
@@ -104,34 +106,22 @@ def test_rounding_in_patches_of_one_colour_has_no_direction():
         assert unit(f).norm(dim=1).max() < 0.05
 
 
-def test_bad_input_is_refused(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    """Zeros stay zeros, and squares neither vanish nor overflow."""
+    assert (unit(torch.zeros(1, 3, 2, 2, dtype=dtype)) == 0).all()
+    for length in (2e-4, 1.0, 3e4):
+        f = length * torch.tensor([0.6, 0.0, -0.8]).view(1, 3, 1, 1)
+        torch.testing.assert_close(unit(f.to(dtype)).float().norm(), torch.tensor(1.0), rtol=2e-2, atol=0)
+
+
+def test_images_and_weights_that_do_not_fit_are_refused():
     extract, x = RandomFeatures(4), images(1, 16)
-    with pytest.raises(ValueError, match=r"y must lie in \[-1, 1\]"):
-        LPIPS(extract)(x, 2 * x)
-    with pytest.raises(ValueError, match="y must have shape"):
-        LPIPS(extract)(x, images(1, 32))
-    with pytest.raises(ValueError, match="x must have shape"):
-        LPIPS(extract)(x[:, :1], x)
-    for y in (images(3, 16), images(1, 16)[:, :1]):
+    for y in (images(3, 16), images(1, 16)[:, :1], images(1, 32)):
         with pytest.raises(ValueError, match=r"y must have shape \(1, 3, 16, 16\)"):
             LPIPS(extract)(x, y)
-    with pytest.raises(ValueError, match="x must be a floating-point tensor"):
-        LPIPS(extract)(None, x)
-    with pytest.raises(ValueError, match=r"weights must have lengths \[4, 4\]; got \[4\]"):
-        LPIPS(extract, [torch.ones(4)])(x, x)
-    for bad, said in [
-        (-torch.ones(4), "be at least 0; got -1"),
-        (torch.ones(2, 2), r"have shape \(C,\)"),
-        (torch.full((4,), float("inf")), "be finite"),
-        (torch.ones(4).int(), "be a floating-point tensor"),
-        ([1.0] * 4, "be a floating-point tensor; got list"),
-    ]:
-        with pytest.raises(ValueError, match=f"weights must {said}"):
-            LPIPS(extract, [torch.ones(4), bad])
-    with pytest.raises(ValueError, match="the same layers, of the same shapes"):
-        differences({"p": torch.ones(1, 3, 4, 4)}, {"p": torch.ones(1, 1, 4, 4)})
-    with pytest.raises(ValueError, match="the same layers, of the same shapes"):
-        differences({"p": torch.ones(1, 3, 4, 4)}, {"q": torch.ones(1, 3, 4, 4)})
+    with pytest.raises(ValueError, match="weights must be at least 0"):
+        LPIPS(extract, [torch.ones(4), -torch.ones(4)])
 
 
 def weights_file(path: Path, *layers: int) -> Path:
@@ -155,26 +145,13 @@ def test_weights_of_another_precision_weigh_the_same():
     )
 
 
-def test_other_files_are_refused(tmp_path):
-    torch.save({"layer.weight": torch.ones(2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="must hold lin0"):
-        read_weights(tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"must hold lin0.*none left out; got lin0.*lin2"):
-        read_weights(weights_file(tmp_path / "gap.pth", 0, 1, 2, 4))
-    torch.save([torch.ones(2)], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match=r"must hold lin0.*got list"):
-        read_weights(tmp_path / "list.pth")
-    (tmp_path / "text.pth").write_text("version https://git-lfs.github.com/spec/v1")
-    (tmp_path / "more.pth").write_text("<html>")
-    (tmp_path / "empty.pth").touch()
-    for name in ("text", "more", "empty"):
-        with pytest.raises(ValueError, match=f"{name}.pth must be a file that torch.save wrote"):
-            read_weights(tmp_path / f"{name}.pth")
-
-
 @pytest.mark.parametrize(
     "name, widths", [("alex", [64, 192, 384, 256, 256]), ("vgg", [64, 128, 256, 512, 512])]
 )
 def test_published_weights_are_read(name, widths):
     weights = read_weights(published(name))
     assert [len(w) for w in weights] == widths and all((w >= 0).all() for w in weights)
+
+
+def test_examples():
+    assert doctest.testmod(lpips).failed == 0

@@ -1,4 +1,4 @@
-"""Batches: every row once an epoch, and a run that is broken off in the middle of an epoch ends with the same bits."""
+"""Batches: every row once an epoch; a run broken off in the middle of an epoch ends with the same bits."""
 
 import itertools
 
@@ -125,7 +125,7 @@ def test_a_memory_mapped_file_is_not_read_whole(tmp_path):
             out = func(*args, **kwargs or {})
             if args and isinstance(args[0], torch.Tensor) and args[0].numel() == rows.numel():
                 seen.add(func.__name__)
-            if isinstance(out, torch.Tensor) and out.numel() < rows.numel():
+            if isinstance(out, torch.Tensor) and out.is_floating_point() and out.numel() < rows.numel():
                 assert out.nbytes <= 1024 * 64 * 4
             return out
 

@@ -1,4 +1,4 @@
-"""Checkpoints: killed while writing, a full disk, links, other runs, older files, other numbers of processes."""
+"""Checkpoints: killed while writing, full disks, links, other runs, older files, other process counts."""
 
 import copy
 import functools
@@ -67,7 +67,7 @@ def test_a_resumed_run_may_be_longer(tmp_path):
     second = run(other, data, checkpoint=tmp_path / "c.pt")
     assert [s.loss for s in whole] == [s.loss for s in first + second] and second[0].step == 6
     assert run(other, data, checkpoint=tmp_path / "c.pt") == []
-    with pytest.raises(ValueError, match="steps must be at least 12, which checkpoint .* has taken"):
+    with pytest.raises(ValueError, match=r"steps must be at least 12, which checkpoint .* has taken"):
         run(other, data, replace(CONFIG, steps=11), checkpoint=tmp_path / "c.pt")
 
 
@@ -148,19 +148,18 @@ def other_loss(x, y):
 
 @pytest.mark.parametrize("change, said", [
     (lambda m, x, y, o: o.update(config=replace(CONFIG, lr=0.02)), r"lr=0\.01, not 0\.02"),
-    (lambda m, x, y, o: o.update(config=replace(CONFIG, schedule="cosine")), "schedule='constant', not 'cosine'"),
+    (lambda m, x, y, o: o.update(config=replace(CONFIG, schedule="cosine")), "schedule='constant', not"),
     (lambda m, x, y, o: o.update(loss=other_loss), r"loss='squares.<locals>.loss', not 'other_loss'"),
     (lambda m, x, y, o: o.update(data=(x + 1e-3, y)), r"tensor 0=.*\(96, 5\).*float32"),
     (lambda m, x, y, o: o.update(data=(x, y.flip(0))), "tensor 1="),
     (lambda m, x, y, o: o.update(data=(x, y.double())), "tensor 1=.*float64"),
     (lambda m, x, y, o: o.update(data=(x[:90], y[:90])), r"tensor 0=.*\(90, 5\)"),
     (lambda m, x, y, o: o.update(data=(x, y, y)), "data='2 tensors', not '3 tensors'"),
-    (lambda m, x, y, o: o.update(data=DataLoader(TensorDataset(x, y), 32)), "data='2 tensors', not 'DataLoader"),
+    (lambda m, x, y, o: o.update(data=DataLoader(TensorDataset(x, y), 32)), "'2 tensors', not 'DataLoader"),
     (lambda m, x, y, o: o.update(ema=average(m, 0.99)), r"decays of ema=\[0\.9\], not \[0\.99\]"),
     (lambda m, x, y, o: o.update(ema=()), r"decays of ema=\[0\.9\], not \[\]"),
-    (lambda m, x, y, o: o.update(optimizer=torch.optim.SGD(m.parameters(), 0.01)), "optimizer='AdamW', not 'SGD'"),
-    (lambda m, x, y, o: o.update(optimizer=torch.optim.AdamW(m.parameters(), 0.01, (0.8, 0.9), weight_decay=0.0)),
-     "optimizer's betas"),
+    (lambda m, x, y, o: o.update(optimizer=torch.optim.SGD(m.parameters(), 0.01)), "'AdamW', not 'SGD'"),
+    (lambda m, x, y, o: o.update(optimizer=torch.optim.AdamW(m.parameters(), 0.01, (0.8, 0.9))), "s betas="),
     (lambda m, x, y, o: o.update(model=problem(width=17)[0]), r"(?s)another model: .*size mismatch"),
 ])  # fmt: skip
 def test_a_checkpoint_of_another_run_is_refused(saved, change, said):
@@ -241,5 +240,5 @@ def test_what_was_bound_to_a_loss_is_part_of_its_name(tmp_path):
         return weight * (model(x) - y).square().mean()
 
     list(train(model, functools.partial(loss, weight=1.0), data, CONFIG, checkpoint=tmp_path / "c.pt"))
-    with pytest.raises(ValueError, match="weight=1.0.*weight=2.0"):
+    with pytest.raises(ValueError, match=r"weight=1\.0.*weight=2\.0"):
         list(train(model, functools.partial(loss, weight=2.0), data, CONFIG, checkpoint=tmp_path / "c.pt"))
