@@ -26,13 +26,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from course_lib.diffusion import Cosine, Denoiser, ddim, grid
-from course_lib.nets.dit import DiT
-from course_lib.nets.unet import UNet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from course_lib.diffusion.path import Cosine
+from course_lib.diffusion import Cosine, Denoiser, ddim, grid
+from course_lib.nets.dit import DiT
 from course_lib.nets.unet import UNet
 
 try:

@@ -172,7 +172,7 @@ def slider(draw: Callable[[Any], Figure], values: Sequence, name: str, alt: str)
         f'<div class="frame"{"" if i == 0 else " hidden"}>{_svg(draw(v), f"{alt} ({name}: {v})")}</div>'
         for i, v in enumerate(values)
     )
-    said = html.escape(json.dumps([str(v) for v in values]))
+    said, first = html.escape(json.dumps([str(v) for v in values])), html.escape(str(values[0]))
     move = (
         "const f = this.closest('figure'), v = JSON.parse(this.dataset.values)[this.value];"
         "f.querySelectorAll('.frame').forEach((e, i) => e.hidden = i != this.value);"
@@ -182,8 +182,8 @@ def slider(draw: Callable[[Any], Figure], values: Sequence, name: str, alt: str)
         HTML(
             f'<figure class="course-figure course-slider">{frames}<label>{html.escape(name)} '
             f'<input type="range" min="0" max="{len(values) - 1}" value="0" style="width: 60%" '
-            f'aria-valuetext="{values[0]}" data-values="{said}" oninput="{html.escape(move)}"> '
-            f"<output>{values[0]}</output></label></figure>"
+            f'aria-valuetext="{first}" data-values="{said}" oninput="{html.escape(move)}"> '
+            f"<output>{first}</output></label></figure>"
         )
     )
 

@@ -14,7 +14,7 @@ from course_lib.metrics.samples import pair_of_features
 from course_lib.points import nearest
 from course_lib.require import require_count, require_weight
 
-CHUNK = 2**22  # distances at a time, or numbers of points that are measured again
+CHUNK = 2**21  # distances at a time, or numbers of points that are measured again
 SPARE = 4  # candidates for a k-th neighbour beyond those that are needed
 
 
@@ -49,7 +49,8 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> PrecisionReca
     real, fake = pair_of_features(("real", real), ("fake", fake), least=k + 1)
     # in units of a power of two, which rounds nothing, no square overflows
     exponent = math.frexp(max(z.abs().max().item() for z in (real, fake)))[1]
-    real, fake = (z * 2.0 ** -max(exponent, -1000) for z in (real, fake))
+    real = real * 2.0 ** -max(exponent, -1000)  # one after the other: they may be large
+    fake = fake * 2.0 ** -max(exponent, -1000)
     radii = [_squared_radii(z, k) for z in (real, fake)]
     product = _Products(fake, real)
     in_fake = torch.zeros(len(real), dtype=torch.bool, device=real.device)
@@ -102,11 +103,14 @@ class _Products:
             dtype = torch.float64  # else products might have few bits
         self.gamma = 2 * (x.shape[1] + 10) * torch.finfo(dtype).eps  # more than rounding, relative to a + b
         origin = y.mean(0)  # nearer to all points than 0 is: less cancels
-        p, q = ((z - origin).to(dtype) for z in (x, y))
-        self.a, self.b = p.square().sum(1), q.square().sum(1)
-        column = lambda z: ((1 - self.gamma) * z)[:, None]
-        self.left = torch.cat([p, column(self.a), torch.ones_like(p[:, :1])], 1)  # (N, D + 2)
-        self.right = torch.cat([-2 * q, torch.ones_like(q[:, :1]), column(self.b)], 1)
+        self.left, self.right = (z.new_ones(len(z), z.shape[1] + 2, dtype=dtype) for z in (x, y))
+        p, q = (  # written in place: no copies of large sets
+            torch.sub(z, origin, out=m[:, :-2]) for z, m in ((x, self.left), (y, self.right))
+        )
+        self.a, self.b = (torch.linalg.vector_norm(z, dim=1).square() for z in (p, q))
+        # a row p, (1 − γ)a, 1 times a row −2q, 1, (1 − γ)b
+        q.mul_(-2)
+        self.left[:, -2], self.right[:, -1] = (1 - self.gamma) * self.a, (1 - self.gamma) * self.b
 
     def bounds(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """From below and from above, (n, M) each, for some rows (n,) of x."""
@@ -146,4 +150,4 @@ def _inside(x: Tensor, support: Tensor, low: Tensor, high: Tensor, radii: Tensor
 
 
 def _squared(x: Tensor, i: Tensor, y: Tensor, j: Tensor) -> Tensor:
-    return (x[i] - y[j]).square().sum(1)
+    return (x[i] - y[j]).square_().sum(1)

@@ -58,7 +58,7 @@ def frechet(x: Tensor, y: Tensor) -> float:
 
     Examples:
         >>> x = torch.tensor([[0.0, 1.0], [2.0, -1.0], [4.0, 3.0]])
-        >>> frechet(x, x + torch.tensor([3.0, 4.0]))  # the same shape elsewhere: 3² + 4²
+        >>> round(frechet(x, x + torch.tensor([3.0, 4.0])), 6)  # the same shape elsewhere: 3² + 4²
         25.0
     """
     x, y = pair_of_features(("x", x), ("y", y))
@@ -163,8 +163,6 @@ def cubic(x: Tensor, y: Tensor) -> Tensor:
 
 def rbf(bandwidth: float) -> Kernel:
     r"""The kernel :math:`\exp(-\lVert x - y \rVert^2 / 2 h^2)` of bandwidth h, in units of a feature."""
-    if not 0 < bandwidth < math.inf:
-        raise ValueError(f"bandwidth must be positive and finite; got {bandwidth!r}")
     return lambda x, y: torch.exp(squared_distances(x, y) / (-2 * bandwidth**2))
 
 
@@ -203,7 +201,6 @@ def kid_subsets(
         >>> kid_subsets(x, x + 1, subsets=3, size=20).shape
         torch.Size([3])
     """
-    require_count("subsets", subsets)
     require_count("size", size, 2)
     if size > min(len(x), len(y)):
         raise ValueError(f"size must be at most the number of samples, {min(len(x), len(y))}; got {size}")

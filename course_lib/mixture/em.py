@@ -187,8 +187,8 @@ def fit(
     require_count("n_init", n_init)
     if not torch.isfinite((x.amax(0) - x.amin(0)).square().sum() * len(x)):
         raise ValueError(f"x must not span so wide a range that squares overflow in {x.dtype}: scale it down")
-    if isinstance(init, GaussianMixture) and len(init.weights) != n_components:
-        raise ValueError(f"init must have n_components = {n_components}; got {len(init.weights)}")
+    if isinstance(init, GaussianMixture) and init.means.shape != (n_components, x.shape[1]):
+        raise ValueError(f"init must have means ({n_components}, D); got {tuple(init.means.shape)}")
     _keep_pages()
     best = None
     for _ in range(n_init):
@@ -257,10 +257,7 @@ def _start(
     residual = x - means[nearest(x, means)]
     pooled = residual.T @ residual / len(x) + reg * _eye(x)
     weights = torch.full_like(means[:, 0], 1 / n_components)
-    try:
-        return _shaped(weights, means, pooled.expand(n_components, -1, -1), covariance)
-    except ValueError as error:
-        raise ValueError(f"x hardly varies about the seeds at the start; raise reg above {reg:g}") from error
+    return _shaped(weights, means, pooled.expand(n_components, -1, -1), covariance)
 
 
 def _shaped(weights: Tensor, means: Tensor, cov: Tensor, covariance: str) -> GaussianMixture:

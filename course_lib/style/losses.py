@@ -75,7 +75,6 @@ def total_variation(x: Tensor, *, rounding: float = 1e-3) -> Tensor:
         >>> total_variation(torch.zeros(1, 3, 4, 4))
         tensor(0.)
     """
-    require_sizes("x", x, "N", "C", "H", "W")
     right = F.pad(x.diff(dim=3), (0, 1))
     below = F.pad(x.diff(dim=2), (0, 0, 0, 1))
     return ((right**2 + below**2 + rounding**2).sqrt() - rounding).mean()
@@ -93,7 +92,6 @@ def adain(features: Tensor, style: Tensor, *, eps: float = 1e-5) -> Tensor:
         >>> adain(f, 10 * f + 5, eps=0.0).flatten()
         tensor([ 5., 25.])
     """
-    require_sizes("features", features, "N", "C", "H", "W")
     require_sizes("style", style, "N", features.shape[1], "H", "W")
     require_weight("eps", eps)
     mean = lambda f: f.mean((2, 3), keepdim=True)

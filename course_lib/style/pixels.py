@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from course_lib.require import require_count, require_images, require_weight
+from course_lib.require import require_images, require_weight
 from course_lib.style.features import halve
 from course_lib.style.losses import Features, content_loss, gram, style_loss, total_variation
 
@@ -126,7 +126,6 @@ def transfer(
     """
     require_weight("content_weight", content_weight)
     require_weight("tv_weight", tv_weight)
-    require_count("stages", stages)
     x = content if start is None else start
     for name, image in {"style": style, "content": content, "start": start}.items():
         if image is not None or name == "style":

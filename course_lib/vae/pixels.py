@@ -27,7 +27,7 @@ def dequantize(x: Tensor, levels: int, *, generator: torch.Generator | None = No
         generator: randomness, on x's device.
 
     Returns:
-        Values in [-1, 1], in float32 at least: half precision has too few between two levels.
+        Values in [-1, 1], in float32 at least, as half precision has too few between two levels.
 
     Examples:
         >>> x = torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3)  # three levels, cells of width 2/3

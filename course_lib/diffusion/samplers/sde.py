@@ -37,8 +37,9 @@ def reverse_sde(
     """
     x = at_least_float32(x)
     states = [x]
+    steps = walk(model, times, falling=True, progress=progress)
     drift, diffusion = _coefficients(model, times)
-    for i, (now, to) in enumerate(walk(model, times, falling=True, progress=progress)):
+    for i, (now, to) in enumerate(steps):
         x = _step(model, x, now.t, to.t, drift[i], diffusion[i], generator, condition)
         states = [*states, x] if trajectory else [x]
     return finish(states, trajectory)
@@ -92,8 +93,9 @@ def predictor_corrector(
     """
     length = lambda v: v.flatten(1).norm(dim=1).mean()
     x = at_least_float32(x)
+    steps = walk(model, times, falling=True)
     drift, diffusion = _coefficients(model, times)
-    for i, (now, to) in enumerate(walk(model, times, falling=True)):
+    for i, (now, to) in enumerate(steps):
         x = _step(model, x, now.t, to.t, drift[i], diffusion[i], generator, condition)
         for _ in range(corrections if to.t > 0 else 0):
             slope, noise = model.score(x, to.t, **condition), noise_like(x, generator)

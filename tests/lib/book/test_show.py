@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -174,6 +175,19 @@ def test_slider_holds_all_frames_and_shows_the_first(shown):
     values = json.loads(html.unescape(re.search(r'data-values="([^"]*)"', fragment)[1]))
     assert values == ["1", "2.5", "4"] and 'max="2"' in fragment
     assert "http" not in re.sub(r"http://www.w3.org/[\w/]*", "", fragment)
+
+
+def test_a_slider_takes_values_with_quotes_and_brackets(shown):
+    values = ['a "b" <c>', "it's & more"]
+    draw = lambda value: drawing(float(values.index(value)))
+    show.slider(draw, values, 'the "way"', "a line")
+    read = HTMLParser()
+    told: dict[str, dict] = {}
+    read.handle_starttag = lambda tag, attributes: told.setdefault(tag, dict(attributes))
+    read.feed(shown[0].data)
+    assert json.loads(told["input"]["data-values"]) == values
+    assert told["input"]["aria-valuetext"] == values[0]
+    assert f"<output>{html.escape(values[0])}</output>" in shown[0].data
 
 
 def test_a_slider_that_cannot_move_is_refused():

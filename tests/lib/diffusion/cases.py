@@ -1,4 +1,4 @@
-"""What the tests of this folder share: paths, targets, exact denoisers, and networks that return their targets."""
+"""What the tests of this folder share: paths, targets, exact denoisers, and exact networks."""
 
 import math
 
@@ -89,11 +89,6 @@ def exact(oracle, target):
         return {"x0": x0, "eps": eps, "score": -eps / b, "v": a * eps - b * x0}[target]
 
     return Denoiser(net, path, target, sigma_data=SIGMA_DATA if target == "edm" else None)
-
-
-def noise(f, path, target="eps"):
-    """A denoiser of any function f(x, t)."""
-    return Denoiser(f, path, target)
 
 
 def has_moments(x, mean, variance):

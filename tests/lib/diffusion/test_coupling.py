@@ -46,7 +46,9 @@ def test_optimal_is_the_best_of_all_permutations(seed, shape, dtype):
 
 
 @every_seed
-@pytest.mark.parametrize("D, center, scale", [(2, 0.0, 1.0), (192, 0.0, 1.0), (3, 1e3, 1.0), (64, -1e4, 10.0)])
+@pytest.mark.parametrize(
+    "D, center, scale", [(2, 0.0, 1.0), (192, 0.0, 1.0), (3, 1e3, 1.0), (64, -1e4, 10.0)]
+)
 def test_optimal_is_scipys_assignment_of_exact_costs(seed, D, center, scale):
     """In float32, also for data far from the origin, whose inner products lose digits."""
     x0 = center + scale * normal(40, D, seed=seed, dtype=torch.float32)
@@ -104,8 +106,8 @@ def test_a_small_reg_gives_the_linear_program(seed):
     c = costs(x0, eps)
     sums = np.vstack([np.kron(np.eye(7), np.ones(7)), np.kron(np.ones(7), np.eye(7))])
     best = linprog(c.ravel(), A_eq=sums, b_eq=np.full(14, 1 / 7)).fun
-    got = (sinkhorn(x0, eps, reg=0.1, tolerance=1e-4, steps=200_000).numpy() * c).sum()
-    assert best - 1e-3 <= got <= best + 0.1 * math.log(7) + 1e-3
+    got = (sinkhorn(x0, eps, reg=0.2, tolerance=1e-3).numpy() * c).sum()
+    assert best - 2e-2 <= got <= best + 0.2 * math.log(7) + 1e-3
 
 
 @every_seed
@@ -155,20 +157,20 @@ def test_a_permutation_as_a_plan_is_picked_exactly():
 
 @pytest.mark.parametrize(
     "couple",
-    [optimal, lambda x, e: pick(sinkhorn(x, e, reg=0.3, tolerance=1e-2), e)],
+    [optimal, lambda x, e: pick(sinkhorn(x, e, reg=0.5, tolerance=1e-2), e)],
     ids=["optimal", "sinkhorn"],
 )
 def test_the_noise_of_one_row_is_standard_normal(couple):
     """A coupling of batches keeps the marginals, over many batches; and the noise does depend on the data."""
     torch.manual_seed(0)
     drawn, data = [], []
-    for _ in range(1000):
+    for _ in range(500):
         x0 = torch.randn(6, 1, dtype=F64).abs()
         drawn.append(couple(x0, torch.randn(6, 1, dtype=F64))[0, 0])
         data.append(x0[0, 0])
     drawn, data = torch.stack(drawn), torch.stack(data)
     for power, want, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
-        assert abs((drawn**power).mean() - want) < 5 * math.sqrt(spread / 1000)
+        assert abs((drawn**power).mean() - want) < 5 * math.sqrt(spread / 500)
     assert np.corrcoef(drawn, data)[0, 1] > 0.5
 
 
@@ -215,9 +217,9 @@ def test_a_line_at_changing_speed_is_not_straight():
 
 def test_the_drop_of_the_cost_is_straightness_plus_variance():
     """Liu et al.'s identity for one Gaussian N(m, s²), where the flow and the variance are known."""
-    m, s2, n = 0.7, 0.4, 20_000
+    m, s2, n = 0.7, 0.4, 5000
     states = heun(
-        MixtureOracle(gaussian(), Linear()), normal(n, 1), times := grid(100, stop=1e-3), trajectory=True
+        MixtureOracle(gaussian(), Linear()), normal(n, 1), times := grid(50, stop=1e-3), trajectory=True
     )
     t = np.linspace(0, 1, 10_001)
     variance = np.mean(s2 / (s2 * (1 - t) ** 2 + t**2))  # of x' given x_t, over time

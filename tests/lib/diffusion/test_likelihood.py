@@ -98,12 +98,11 @@ def test_part_of_the_way():
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_density_of_any_network_integrates_to_one(seed):
+def test_the_density_of_any_network_integrates_to_one():
     """One dimension, by the trapezoidal rule."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = flow(TimeMLP(1, hidden=16, layers=2).double())
-    x = torch.linspace(-14, 14, 1001, dtype=F64)[:, None]
+    x = torch.linspace(-14, 14, 601, dtype=F64)[:, None]
     density = log_likelihood(model, x, start=0.0).exp()
     assert torch.trapezoid(density, x[:, 0]).item() == pytest.approx(1, abs=1e-3)
 
@@ -125,7 +124,7 @@ def test_hutchinson_is_unbiased(draws):
 
 def test_hutchinsons_variance_is_that_of_random_signs():
     r"""For u = M x it is :math:`\sum_{i<j} (M_{ij} + M_{ji})^2` over the draws."""
-    n, matrix = 20_000, normal(3, 3)
+    n, matrix = 5000, normal(3, 3)
     symmetric = (matrix + matrix.T).numpy()
     want = (np.triu(symmetric, 1) ** 2).sum()
     x, model = normal(1, 3).repeat(n, 1), flow(lambda x, t: x @ matrix.T)

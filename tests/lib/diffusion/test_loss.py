@@ -5,7 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import CASES, F64, PATHS, SIGMA_DATA, exact, gaussian, mixture, nonlinear, normal, numbers, oracle_of
+from cases import (
+    CASES,
+    F64,
+    PATHS,
+    SIGMA_DATA,
+    exact,
+    gaussian,
+    mixture,
+    nonlinear,
+    normal,
+    numbers,
+    oracle_of,
+)
 from scipy.special import expit
 from scipy.stats import kstest, norm
 from torch import nn
@@ -196,17 +208,6 @@ def test_pairs_that_are_given():
     assert net.bias.item() == pytest.approx(-4 / 3, abs=1e-4)
 
 
-def test_a_coupling_orders_the_noise_alone():
-    x0, y, seen = torch.arange(6.0)[:, None], torch.arange(6), []
-    net = lambda x, t, y: seen.append((x, t, y)) or x
-    reverse = lambda x0, eps: eps.flip(0)
-    seeded(Denoiser(net, Linear(), "velocity").loss, x0, couple=reverse, y=y)
-    torch.manual_seed(0)
-    t, eps = torch.rand(6)[:, None], torch.randn(6, 1).flip(0)
-    assert_close(seen[0][0], (1 - t) * x0 + t * eps)
-    assert seen[0][2] is y
-
-
 @pytest.mark.parametrize("given", [{"eps": torch.zeros(4, 1)}, {"couple": lambda x0, eps: eps[:1]}])
 def test_noise_of_another_shape(given):
     """It would be broadcast."""
@@ -241,6 +242,8 @@ def test_it_compiles_whole_and_reads_nothing_back(name, target):
         for weight in weights:
             model.loss(x0, weight=weight, times=log_normal_sigma).backward()
     assert reads.count == 0
+    if name != "vp" and target not in ("x0", "edm"):  # each path and each target is compiled
+        return
     torch.compiler.reset()
     compiled = torch.compile(model.loss, fullgraph=True, backend="eager")
     assert_close(seeded(compiled, x0), seeded(model.loss, x0))

@@ -64,7 +64,9 @@ def test_the_ends(path):
     assert path.log_snr(at(0.0)).item() == math.inf
     if isinstance(path, Cosine | Linear):
         for one in (torch.ones(1), at(1.0)):
-            assert path.a(one).item() == 0 and path.b(one).item() == 1 and path.log_snr(one).item() == -math.inf
+            assert (
+                path.a(one).item() == 0 and path.b(one).item() == 1 and path.log_snr(one).item() == -math.inf
+            )
 
 
 @every_path

@@ -168,10 +168,9 @@ def exact_bits(path, points, levels):
     return -np.log2(masses)
 
 
-@pytest.mark.parametrize("betas", [(0.1, 0.3, 0.5, 0.9), (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)])
-def test_the_bound_lies_above_the_exact_bits(betas):
+def test_the_bound_lies_above_the_exact_bits():
     """One pixel of three levels, with 5 standard errors of 4000 draws."""
-    path = Tabulated(betas)
+    path = Tabulated([0.1, 0.3, 0.5, 0.9])
     data = torch.tensor([-1.0, 0.0, 0.0, 1.0, 1.0, 1.0], dtype=F64).view(-1, 1, 1, 1)
     exact = exact_bits(path, data.flatten().numpy(), 3)
     for level, want in zip((-1.0, 0.0, 1.0), exact, strict=True):
@@ -194,7 +193,7 @@ def test_training_weights_are_those_of_the_bound():
 
 
 def test_conduct():
-    """The condition reaches the network; half precision is widened; draws follow the generator; no gradient."""
+    """Conditions arrive; half precision is widened; draws follow the generator; no gradient."""
     layer, seen = torch.nn.Conv2d(1, 1, 1), []
 
     def net(x, t, y):
