@@ -10,6 +10,7 @@ import inspect
 import io
 import json
 import re
+import textwrap
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -271,4 +272,4 @@ def ellipse(ax: Axes, mean: torch.Tensor, covariance: torch.Tensor, **style: Any
 
 def show_source(thing: Any) -> None:
     """Show the source of a function, class or module of the course, as it runs."""
-    display(Markdown(f"```python\n{inspect.getsource(thing)}```"))
+    display(Markdown(f"```python\n{textwrap.dedent(inspect.getsource(thing))}```"))

@@ -4,14 +4,14 @@ They follow the conventions of `course_lib.diffusion.samplers.ddpm`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from course_lib.diffusion.denoiser import BaseDenoiser
-from course_lib.diffusion.samplers.steps import at_least_float32, finish, noise_like, walk
+from course_lib.diffusion.samplers.steps import Moment, at_least_float32, finish, noise_like, walk
 
 
 @torch.no_grad()
@@ -37,37 +37,26 @@ def reverse_sde(
     """
     x = at_least_float32(x)
     states = [x]
-    steps = walk(model, times, falling=True, progress=progress)
-    drift, diffusion = _coefficients(model, times)
-    for i, (now, to) in enumerate(steps):
-        x = _step(model, x, now.t, to.t, drift[i], diffusion[i], generator, condition)
+    for now, to, f, g in sde_walk(model, times, progress=progress):
+        h = now.t - to.t
+        x = x - h * (f * x - g**2 * model.score(x, now.t, **condition))
+        if to.t > 0:
+            x = x + g * math.sqrt(h) * noise_like(x, generator)
         states = [*states, x] if trajectory else [x]
     return finish(states, trajectory)
 
 
-def _coefficients(model: BaseDenoiser, times: Tensor) -> tuple[list[float], list[float]]:
-    """a'/a and g at all times but the last."""
+def sde_walk(
+    model: BaseDenoiser, times: Tensor, *, progress: bool = False
+) -> Iterator[tuple[Moment, Moment, float, float]]:
+    """The steps of a falling grid, each with the SDE's factors a'/a and g at its beginning."""
+    steps = walk(model, times, falling=True, progress=progress)
     begin = times.detach().cpu().double()[:-1]
     drift, diffusion = model.path.drift(begin), model.path.diffusion(begin)
     bad = ~torch.isfinite(drift + diffusion)
     if bad.any():
         raise ValueError(f"times: the SDE of this path is infinite at t = {begin[bad][0]:g}; begin below")
-    return drift.tolist(), diffusion.tolist()
-
-
-def _step(
-    model: BaseDenoiser,
-    x: Tensor,
-    t: float,
-    s: float,
-    f: float,
-    g: float,
-    generator: torch.Generator | None,
-    condition: dict[str, Any],
-) -> Tensor:
-    """A step of the reverse SDE from time t to time s; without noise if s = 0."""
-    mean = x - (t - s) * (f * x - g**2 * model.score(x, t, **condition))
-    return mean if s == 0 else mean + g * math.sqrt(t - s) * noise_like(x, generator)
+    return ((*step, f, g) for step, f, g in zip(steps, drift.tolist(), diffusion.tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -93,10 +82,11 @@ def predictor_corrector(
     """
     length = lambda v: v.flatten(1).norm(dim=1).mean()
     x = at_least_float32(x)
-    steps = walk(model, times, falling=True)
-    drift, diffusion = _coefficients(model, times)
-    for i, (now, to) in enumerate(steps):
-        x = _step(model, x, now.t, to.t, drift[i], diffusion[i], generator, condition)
+    for now, to, f, g in sde_walk(model, times):
+        h = now.t - to.t
+        x = x - h * (f * x - g**2 * model.score(x, now.t, **condition))
+        if to.t > 0:
+            x = x + g * math.sqrt(h) * noise_like(x, generator)
         for _ in range(corrections if to.t > 0 else 0):
             slope, noise = model.score(x, to.t, **condition), noise_like(x, generator)
             h = torch.where(length(slope) > 0, 2 * (snr * length(noise) / length(slope)) ** 2, 0.0)
@@ -133,13 +123,9 @@ def langevin(
     x = at_least_float32(x)
     states = [x]
     for _ in range(steps):
-        x = _langevin_step(score(x), x, size, generator)
+        x = x + size * score(x) + math.sqrt(2 * size) * noise_like(x, generator)
         states = [*states, x] if trajectory else [x]
     return finish(states, trajectory)
-
-
-def _langevin_step(slope: Tensor, x: Tensor, size: float, generator: torch.Generator | None) -> Tensor:
-    return x + size * slope + math.sqrt(2 * size) * noise_like(x, generator)
 
 
 @torch.no_grad()
@@ -168,6 +154,7 @@ def annealed_langevin(
     model.require(times)
     x = at_least_float32(x)
     for t, b in zip(times.tolist(), model.path.b(times).tolist(), strict=True):
+        h = size * b**2
         for _ in range(steps):
-            x = _langevin_step(model.score(x, t, **condition), x, size * b**2, generator)
+            x = x + h * model.score(x, t, **condition) + math.sqrt(2 * h) * noise_like(x, generator)
     return finish([x], False)
