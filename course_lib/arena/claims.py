@@ -53,10 +53,8 @@ def below(first: dict[int, float], second: dict[int, float], *, confidence: floa
     nothing holds.
 
     Raises:
-        ValueError: fewer than two seeds in common, or the confidence is not in (0, 1).
+        ValueError: fewer than two seeds in common.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1); got {confidence!r}")
     shared = sorted(first.keys() & second.keys())
     if len(shared) < 2:
         raise ValueError(f"first and second must have two seeds in common at least; got {len(shared)}")

@@ -4,6 +4,7 @@ A `Family` is built for a `Field`, trains until its `Clock` has run out, and the
 where the family has one, a log-density. The losses, loops and samplers are those of the chapters.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -23,14 +24,13 @@ STEPS = 10**9  # for a loop that a clock ends
 class Clock:
     """Counts the seconds of training, and not those of looking at the model in between.
 
-    On a processor the seconds are the process's own: waiting for other work does not count.
+    On a processor the seconds are the process's own: waiting for other work does not count. On a GPU they
+    are those until it has done all that it was given, as the program runs ahead of it.
     """
 
     def __init__(self, limit: float, device: torch.device) -> None:
-        if not 0 < limit < math.inf:
-            raise ValueError(f"limit must be a positive number of seconds; got {limit!r}")
         self.limit, self.spent = limit, 0.0
-        self.now = time.process_time if device.type == "cpu" else time.perf_counter
+        self.now = time.process_time if device.type == "cpu" else functools.partial(when_done, device)
 
     def take(self, steps: Iterator) -> Iterator[float]:
         """Take training steps until the time is spent; yields the seconds spent after each."""
@@ -44,6 +44,12 @@ class Clock:
     def past(self, share: float) -> bool:
         """Whether that share of the time is spent."""
         return self.spent >= share * self.limit
+
+
+def when_done(device: torch.device) -> float:
+    """The time, in seconds, when a GPU is idle."""
+    torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 class Sampler(NamedTuple):

@@ -57,8 +57,7 @@ class Autoencoder(Family):
         self.model = VAE(*sized(build, self.budget), noise, latent_dim=latent)
 
     def training(self, clock: Clock) -> Iterator:
-        loss = lambda x: -self.model(x).elbo.mean()
-        self.smooth, steps = self.fit(self.model, loss, [self.field.train], lr=3e-3)
+        self.smooth, steps = self.fit(self.model, self.model.loss, [self.field.train], lr=3e-3)
         yield from steps
 
     def samplers(self) -> dict[str, Sampler]:
@@ -205,6 +204,6 @@ class Adversarial(Family):
         @torch.no_grad()
         def draw(n: int, generator: torch.Generator) -> Tensor:
             z = torch.randn(n, self.latent, generator=generator)
-            return self.smooth.module.eval()(z.to(self.run.device)).cpu()
+            return self.smooth.module(z.to(self.run.device)).cpu()
 
         return {"generator": Sampler(1, draw)}

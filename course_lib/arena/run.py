@@ -107,8 +107,6 @@ def arena(
     for name, given, known in (("fields", fields, FIELDS), ("families", families, FAMILIES)):
         if unknown := [value for value in given if value not in known]:
             raise ValueError(f"{name} must be among {', '.join(known)}; got {', '.join(unknown)}")
-        if not given:
-            raise ValueError(f"{name} must name at least one of {', '.join(known)}; got none")
     require_count("seeds", seeds)
     require_count("workers", workers)
     if fingerprint() != CODE:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from course_lib.metrics.samples import pair_of_features
 from course_lib.points import nearest
-from course_lib.require import require_count, require_weight
+from course_lib.require import require_count
 
 CHUNK = 2**21  # distances at a time, or numbers of points that are measured again
 SPARE = 4  # candidates for a k-th neighbour beyond those that are needed
@@ -86,8 +86,6 @@ def mode_coverage(samples: Tensor, centres: Tensor, radius: float, *, share: flo
         ModeCoverage(covered=1, quality=0.75, counts=tensor([3, 0]))
     """
     samples, centres = pair_of_features(("samples", samples), ("centres", centres), least=1)
-    require_weight("radius", radius)
-    require_weight("share", share)
     mode = nearest(samples, centres)
     distance = torch.linalg.vector_norm(samples - centres[mode], dim=1)
     counts = mode[distance <= radius].bincount(minlength=len(centres))

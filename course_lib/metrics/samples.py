@@ -129,7 +129,7 @@ def mmd(x: Tensor, y: Tensor, kernel: Kernel) -> float:
             rows at a time.
 
     Raises:
-        ValueError: features do not fit, or the kernel's values have another shape or are not finite.
+        ValueError: features do not fit, or the kernel's values have another shape.
 
     Examples:
         >>> draw = torch.Generator().manual_seed(0)
@@ -151,8 +151,6 @@ def mmd(x: Tensor, y: Tensor, kernel: Kernel) -> float:
 
     N, M = len(x), len(y)
     found = (total(x, x) / (N * (N - 1)) + total(y, y) / (M * (M - 1)) - 2 * total(x, y) / (N * M)).item()
-    if not math.isfinite(found):
-        raise ValueError("kernel must return finite values of x and y, with finite sums")
     return found
 
 

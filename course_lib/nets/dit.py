@@ -73,7 +73,7 @@ class DiT(nn.Module):
         classes: 0, or how many labels y the network takes. Label ``classes`` means "no label", for guidance.
 
     Raises:
-        ValueError: size is not divisible by patch, or y is given to a network that was made without classes.
+        ValueError: y is given to a network that was made without classes.
 
     >>> import torch
     >>> net = DiT(3, 16, patch=4, width=32, depth=2, head_dim=16, classes=10)
@@ -94,8 +94,6 @@ class DiT(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
-        if size % patch:
-            raise ValueError(f"size must be divisible by patch, {patch}; got {size}")
         self.patch, self.side = patch, size // patch
         self.tokens = nn.Conv2d(channels, width, patch, stride=patch)
         self.register_buffer("positions", grid_positions(self.side, width))

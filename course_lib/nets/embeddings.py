@@ -68,8 +68,6 @@ class TimeFeatures(Sinusoids):
     """
 
     def __init__(self, dim: int) -> None:
-        if dim % 2:
-            raise ValueError(f"dim must be even; got {dim}")
         super().__init__(1000 * falling(dim // 2))
 
     def forward(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -137,7 +137,7 @@ class UNet(nn.Module):
         context: 0, or how many numbers each element of a sequence has (of a text: its words' vectors).
 
     Raises:
-        ValueError: width is no multiple of 8, attention names a factor that no level has, x has sides that do
+        ValueError: attention names a factor that no level has, x has sides that do
             not halve, or y or context is given to a network that was made without.
 
     >>> import torch
@@ -161,8 +161,6 @@ class UNet(nn.Module):
         context: int = 0,
     ) -> None:
         super().__init__()
-        if width % GROUPS:
-            raise ValueError(f"width must be a multiple of {GROUPS}; got {width}")
         factors = [2**level for level in range(len(levels))]
         if not set(attention) <= set(factors):
             raise ValueError(f"attention must name factors of the levels, {factors}; got {attention}")

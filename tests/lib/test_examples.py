@@ -31,7 +31,7 @@ def test_examples_run(name: str, tmp_path, monkeypatch) -> None:
 
 
 def entries(folder: str) -> Iterator[tuple[str, object]]:
-    """Functions and classes that a folder offers; results, which are tuples, and constants need no example."""
+    """Functions and classes that a folder offers; results (tuples) and constants need no example."""
     module = importlib.import_module(f"course_lib.{folder}")
     for name in module.__all__:
         value = getattr(module, name)

@@ -21,7 +21,7 @@ def test_it_is_short() -> None:
 
 
 def small(text: str, steps: int) -> str:
-    """The same program with a small network, batch and number of steps; no processes, which a test pays for."""
+    """The same program with a small network, small batches, few steps, and no further processes."""
     for old, new in {
         "width=64": "width=8",
         "batch_size=64, shuffle": "batch_size=4, shuffle",

@@ -46,15 +46,14 @@ def test_optimal_is_the_best_of_all_permutations(seed, shape, dtype):
 
 
 @every_seed
-@pytest.mark.parametrize(
-    "D, center, scale", [(2, 0.0, 1.0), (192, 0.0, 1.0), (3, 1e3, 1.0), (64, -1e4, 10.0)]
-)
+@pytest.mark.parametrize("D, center, scale", [(2, 0.0, 1.0), (192, 0.0, 1.0), (3, 1e6, 1.0), (64, -1e5, 1.0)])
 def test_optimal_is_scipys_assignment_of_exact_costs(seed, D, center, scale):
     """In float32, also for data far from the origin, whose inner products lose digits."""
     x0 = center + scale * normal(40, D, seed=seed, dtype=torch.float32)
     eps = normal(40, D, seed=seed + 50, dtype=torch.float32)
-    c = costs(x0, eps)
-    best, got = linear_sum_assignment(c)[1], costs(x0, optimal(x0, eps)).diagonal().sum()
+    middle = x0.double() - x0.double().mean(0)  # moves all costs of a row alike, and keeps their digits
+    c = costs(middle, eps)
+    best, got = linear_sum_assignment(c)[1], costs(middle, optimal(x0, eps)).diagonal().sum()
     assert got == pytest.approx(c[range(40), best].sum(), rel=1e-9)
 
 

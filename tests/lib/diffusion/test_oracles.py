@@ -218,7 +218,7 @@ def test_dataset_is_a_mixture_of_tiny_gaussians(path):
             assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("far", [0.0, -99_999.0])
+@pytest.mark.parametrize("far", [0.0, -99_999.0, 1e8])
 def test_float32_points_far_from_the_origin(far):
     """100 ± 0.1, and one that is far from all: the weights are those of float64."""
     data = 100 + 0.1 * points(8).float()

@@ -210,7 +210,7 @@ def test_conduct():
 
 
 @pytest.mark.parametrize("x0, levels, path, match", [
-    (torch.zeros(4, 3), 5, PATH, r"x0 must have shape \(B, C, H, W\)"),
+    (torch.zeros(4, 3), 5, PATH, r"x0 must be floating-point \(B, C, H, W\)"),
     (torch.full((1, 1, 2, 2), 255.0), 5, PATH, r"x0 must lie in \[-1, 1\]"),
     (torch.zeros(1, 1, 2, 2), 1, PATH, "levels be at least 2"),
     (torch.zeros(1, 1, 2, 2), 5, Cosine(), "model must have a path that is a table"),

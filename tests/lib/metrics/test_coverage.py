@@ -131,7 +131,6 @@ def test_few_samples_cover_too_few_modes():
 @pytest.mark.parametrize("call, match", [
     (lambda z: precision_recall(z, z, k=0), "k must be an integer of at least 1; got 0"),
     (lambda z: precision_recall(z, z, k=5), "real must hold at least 6 samples; got 5"),
-    (lambda z: mode_coverage(z, z, math.nan), "radius must be a number"),
 ])  # fmt: skip
 def test_what_is_refused(call, match):
     with pytest.raises(ValueError, match=match):

@@ -85,8 +85,3 @@ def test_published_numbers_of_parameters(options, millions):
     with torch.device("meta"):
         net = DiT(4, 32, classes=1000, **options)
     assert round(sum(p.numel() for p in net.parameters()) / 1e6) == millions
-
-
-def test_a_size_without_whole_patches():
-    with pytest.raises(ValueError, match="size must be divisible by patch, 3; got 8"):
-        DiT(1, 8, patch=3)

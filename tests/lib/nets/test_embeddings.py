@@ -62,11 +62,6 @@ def test_steps_are_no_times(t):
         TimeFeatures(4)(t)
 
 
-def test_an_odd_number_of_features():
-    with pytest.raises(ValueError, match="dim must be even; got 3"):
-        TimeFeatures(3)
-
-
 def test_no_label_is_the_last_label_and_others_are_errors():
     table = LabelEmbedding(3, 5)
     assert torch.equal(table(None).expand(2, -1), table(torch.tensor([3, 3])))

@@ -141,7 +141,6 @@ def test_dropout_is_in_training_only():
 
 
 @pytest.mark.parametrize("given, match", [
-    ({"width": 12}, "width must be a multiple of 8; got 12"),
     ({"attention": (4,)}, r"attention must name factors of the levels, \[1, 2\]; got \(4,\)"),
 ])  # fmt: skip
 def test_bad_options(given, match):

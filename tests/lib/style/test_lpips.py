@@ -118,7 +118,7 @@ def test_half_precision(dtype):
 def test_images_and_weights_that_do_not_fit_are_refused():
     extract, x = RandomFeatures(4), images(1, 16)
     for y in (images(3, 16), images(1, 16)[:, :1], images(1, 32)):
-        with pytest.raises(ValueError, match=r"y must have shape \(1, 3, 16, 16\)"):
+        with pytest.raises(ValueError, match=r"y must be floating-point \(1, 3, 16, 16\)"):
             LPIPS(extract)(x, y)
     with pytest.raises(ValueError, match="weights must be at least 0"):
         LPIPS(extract, [torch.ones(4), -torch.ones(4)])

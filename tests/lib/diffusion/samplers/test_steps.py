@@ -217,10 +217,10 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "dopri5"])
-@pytest.mark.parametrize("target", ["eps", "v", "edm"])
+@pytest.mark.parametrize("target", ["v", "edm"])
 def test_a_step_reads_nothing_back(name, target):
     model, counts = Denoiser(nonlinear, VP(), target, sigma_data=0.5 if target == "edm" else None), []
-    for steps in (4, 40):
+    for steps in (2, 6):
         # churn reads the path's own numbers, on the processor
         churn = {"churn": 0.0} if name == "churn" else {}
         with Reads() as reads:
