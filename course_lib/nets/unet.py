@@ -43,7 +43,7 @@ class Attention(nn.Module):
         """x: (B, C, H, W), and the same out."""
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).view(B, 3, -1, self.head_dim, H * W)  # (B, 3, heads, d, H*W)
-        q, k, v = qkv.transpose(3, 4).unbind(1)  # (B, heads, H*W, d) each
+        q, k, v = qkv.transpose(3, 4).contiguous().unbind(1)  # (B, heads, H*W, d) each, as fast kernels want
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(B, C, H, W)
         return x + self.out(mixed)
 
@@ -70,7 +70,8 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x: (B, C, H, W), context: (B, L, context). Returns (B, C, H, W)."""
         B, C, H, W = x.shape
-        q = self.q(self.norm(x)).view(B, -1, self.head_dim, H * W).transpose(2, 3)  # (B, heads, H*W, d)
+        q = self.q(self.norm(x)).view(B, -1, self.head_dim, H * W)  # (B, heads, d, H*W)
+        q = q.transpose(2, 3).contiguous()  # (B, heads, H*W, d)
         kv = self.kv(context).view(B, context.shape[1], 2, -1, self.head_dim)  # (B, L, 2, heads, d)
         k, v = kv.transpose(1, 3).unbind(2)  # (B, heads, L, d) each
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(B, C, H, W)
