@@ -46,8 +46,8 @@ def edm_heun(
 
     >>> from course_lib.diffusion import Denoiser, VE, karras
     >>> model = Denoiser(lambda x, t: 0.0 * x, VE(0.002, 80.0), "x0")
-    >>> edm_heun(model, 80 * torch.randn(3, 2), karras(model.path, 10)).abs().max().item()
-    0.0
+    >>> edm_heun(model, 80 * torch.randn(3, 2), karras(model.path, 10)).abs().max().item() < 1e-6
+    True
     """
     path, steps = model.path, len(times) - 1
     largest = path.sigma(torch.ones((), dtype=torch.float64)).item()

@@ -195,12 +195,12 @@ def test_chains_tend_to_the_data(name, chain):
     assert errors[1] < 0.2 * errors[0] and errors[1] < 0.02
 
 
-@pytest.mark.parametrize("path", [Cosine(), Linear(), VE(0.1, 10.0)])
+@pytest.mark.parametrize("path", [Linear(), VE(0.1, 10.0)])
 @pytest.mark.parametrize("name", ["ddim-0", "ddim-half", "posterior", "forward"])
 def test_exact_denoisers_lead_to_the_mixture(name, path):
-    """Means and second moments of 4000 samples, within 5 standard errors and a tolerance for the steps."""
+    """Means and second moments of 2000 samples, within 5 standard errors and a tolerance for the steps."""
     (sampler, options, _), m = CHAINS[name], mixture()
-    x = path.b(torch.ones(1, dtype=F64)) * normal(4000, 2, seed=20)
+    x = path.b(torch.ones(1, dtype=F64)) * normal(2000, 2, seed=20)
     out = sampler(MixtureOracle(m, path), x, grid(60), generator=generator(0), **options)
     error, standard = moment_errors(out, m)
     assert (error < 5 * standard + 0.06).all()
