@@ -29,9 +29,10 @@ book: $(READY) ## Execute the notebooks and build the site
 test: $(READY) ## Check everything: style, library, notebooks, book and site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	COURSE_PROFILE=smoke $(BIN)/pytest --nbval --nbval-current-env --junitxml=_build/tests.xml
+	COURSE_PROFILE=smoke $(BIN)/pytest tests/lib -n auto --dist loadfile --junitxml=_build/tests-lib.xml
+	COURSE_PROFILE=smoke $(BIN)/pytest tests/book notebooks --nbval --nbval-current-env --junitxml=_build/tests.xml
 	@echo "Verified: the library, every notebook against its stored checks, and every page of the site" \
-		"in a browser. Report: _build/tests.xml. Site: _build/site-test/_build/html/index.html"
+		"in a browser. Reports: _build/tests*.xml. Site: _build/site-test/_build/html/index.html"
 
 run: $(READY) ## Run a chapter into runs/: CHAPTER=gmm_em [PROFILE=full] [DATASET=mnist] [SEED=1]
 	@$(BIN)/python -m tools.run "$(CHAPTER)" $(if $(PROFILE),--profile "$(PROFILE)") \
@@ -47,7 +48,7 @@ checks: $(READY) ## Run notebooks and store their checks' lines: [CHAPTER=gmm_em
 	@$(BIN)/python -m tools.checks $(CHAPTER)
 
 classifier: $(READY) ## Train the digit classifier again: course_lib/stored/
-	@$(BIN)/python -m course_lib.metrics.classifier
+	@$(BIN)/python -c 'from course_lib.metrics.classifier import main; main()'
 
 address: $(READY) ## Write _config.yml's repository address into the notebooks' set-up cells
 	@$(BIN)/python -m tools.notebooks

@@ -35,6 +35,9 @@ class GANConfig:
     number of standard normal numbers that the generator gets. Both networks have an Adam optimizer of their
     own, with `betas` for both. Other than `train`, all is in float32 unless `precision` is ``"bf16"``, since
     penalties differentiate twice. `batch_size`, `save_every` and `seed` are as in `TrainConfig`.
+
+    >>> GANConfig(steps=100, latent=16).betas
+    (0.5, 0.999)
     """
 
     steps: int

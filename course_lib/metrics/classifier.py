@@ -25,7 +25,12 @@ CONFIG = TrainConfig(steps=1500, batch_size=128, lr=2e-3, warmup=50, weight_deca
 
 
 class DigitClassifier(nn.Module):
-    """Three convolutions, a layer of 64 features, ten logits; for images (B, 1, 8, 8). 40,394 weights."""
+    """Three convolutions, a layer of 64 features, ten logits; for images (B, 1, 8, 8). 40,394 weights.
+
+    Examples:
+        >>> DigitClassifier()(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -30,6 +30,10 @@ class InceptionFeatures(Frozen):
 
     Raises:
         RuntimeError: the weights are not at hand and cannot be downloaded (104 MB).
+
+    Examples:
+        >>> InceptionFeatures()(torch.zeros(2, 3, 32, 32)).shape  # doctest: +SKIP
+        torch.Size([2, 2048])
     """
 
     def __init__(self) -> None:
@@ -68,6 +72,10 @@ class FIDFeatures(Frozen):
     Raises:
         ImportError: torch-fidelity is not installed.
         RuntimeError: the weights are not at hand and cannot be downloaded.
+
+    Examples:
+        >>> FIDFeatures()(torch.zeros(2, 3, 32, 32)).shape  # doctest: +SKIP
+        torch.Size([2, 2048])
     """
 
     def __init__(self, weights: str | None = None) -> None:

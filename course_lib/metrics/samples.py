@@ -155,12 +155,22 @@ def mmd(x: Tensor, y: Tensor, kernel: Kernel) -> float:
 
 
 def cubic(x: Tensor, y: Tensor) -> Tensor:
-    r"""The kernel :math:`(x^\top y / D + 1)^3` (Bińkowski et al., 2018): (N, D), (M, D) to (N, M)."""
+    r"""The kernel :math:`(x^\top y / D + 1)^3` (Bińkowski et al., 2018): (N, D), (M, D) to (N, M).
+
+    Examples:
+        >>> cubic(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        tensor([[8., 1.]])
+    """
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def rbf(bandwidth: float) -> Kernel:
-    r"""The kernel :math:`\exp(-\lVert x - y \rVert^2 / 2 h^2)` of bandwidth h, in units of a feature."""
+    r"""The kernel :math:`\exp(-\lVert x - y \rVert^2 / 2 h^2)` of bandwidth h, in units of a feature.
+
+    Examples:
+        >>> rbf(1.0)(torch.zeros(1, 1), torch.tensor([[0.0], [1.0]]))
+        tensor([[1.0000, 0.6065]])
+    """
     return lambda x, y: torch.exp(squared_distances(x, y) / (-2 * bandwidth**2))
 
 

@@ -25,6 +25,11 @@ def root(matrix: Tensor) -> Tensor:
     """The symmetric square root of a symmetric matrix (D, D) without negative eigenvalues.
 
     Those that are negative by rounding count as 0.
+
+    Examples:
+        >>> root(torch.diag(torch.tensor([4.0, 9.0])))
+        tensor([[2., 0.],
+                [0., 3.]])
     """
     values, vectors = require_covariance("matrix", matrix)
     return vectors * values.sqrt() @ vectors.mT
@@ -65,6 +70,11 @@ def match_colours(x: Tensor, like: Tensor, method: str = "monge") -> Tensor:
 
     x: (1, 3, H, W), like: (1, 3, H', W'), both in [-1, 1]. See `colour_map`, whose source is `x` and whose
     target is `like`.
+
+    Examples:
+        >>> x, like = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8) / 2
+        >>> bool(torch.allclose(moments(match_colours(x, like))[0], moments(like)[0], atol=0.01))
+        True
     """
     (mean, covariance), (want, wanted) = moments(x), moments(like)
     matrix = colour_map(covariance, wanted, method)
@@ -73,7 +83,12 @@ def match_colours(x: Tensor, like: Tensor, method: str = "monge") -> Tensor:
 
 
 def luminance(x: Tensor) -> Tensor:
-    """The brightness (N, 1, H, W) of images (N, 3, H, W) in [-1, 1]."""
+    """The brightness (N, 1, H, W) of images (N, 3, H, W) in [-1, 1].
+
+    Examples:
+        >>> luminance(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)).item()  # pure red
+        0.29899999499320984
+    """
     require_images("x", x, (3, "H", "W"))
     return torch.einsum("c,nchw->nhw", torch.tensor(LUMINANCE).to(x), x)[:, None]
 
@@ -82,6 +97,11 @@ def with_luminance(x: Tensor, of: Tensor) -> Tensor:
     """The image `x` with the brightness of the image `of`, cut to [-1, 1]: both (N, 3, H, W) in [-1, 1].
 
     The same number is added to all three colours of a pixel, so that its differences of colours stay.
+
+    Examples:
+        >>> x, of = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.5)
+        >>> bool(torch.allclose(with_luminance(x, of), of))
+        True
     """
     require_images("of", of, x.shape)  # luminance does so with x
     return (x + luminance(of) - luminance(x)).clamp(-1, 1)

@@ -199,6 +199,11 @@ def lpips_backbone(name: str, *, pretrained: bool = True) -> NetworkFeatures:
     Raises:
         ValueError: the name is unknown.
         RuntimeError: the weights are not there and could not be downloaded.
+
+    Examples:
+        >>> seen = lpips_backbone("alex", pretrained=False)(torch.zeros(1, 3, 64, 64))
+        >>> [tuple(layer.shape[1:]) for layer in seen.values()][:2]
+        [(64, 15, 15), (192, 7, 7)]
     """
     if name not in ("alex", "vgg"):
         raise ValueError(f"name must be alex or vgg; got {name!r}")

@@ -27,7 +27,13 @@ def unit(features: Tensor) -> Tensor:
 
 def differences(features: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> list[Tensor]:
     r"""What LPIPS weighs: for each layer, (N, C), the mean over positions of the squared differences of
-    the unit vectors."""
+    the unit vectors.
+
+    Examples:
+        >>> one, other = (torch.eye(2)[i].view(1, 2, 1, 1) for i in (0, 1))  # orthogonal features
+        >>> differences({"layer": one}, {"layer": other})
+        [tensor([[1., 1.]])]
+    """
     return [(unit(f) - unit(others[name])).square().mean((2, 3)) for name, f in features.items()]
 
 
@@ -72,6 +78,14 @@ class LPIPS(nn.Module):
 
 
 def read_weights(path: str | Path) -> list[Tensor]:
-    r"""The channel weights in a file of the authors' ``lpips`` package, such as ``weights/v0.1/alex.pth``."""
+    r"""The channel weights in a file of the authors' ``lpips`` package, such as ``weights/v0.1/alex.pth``.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     torch.save({"lin0.model.1.weight": torch.ones(1, 3, 1, 1)}, file.name)
+        ...     read_weights(file.name)
+        [tensor([1., 1., 1.])]
+    """
     state = torch.load(path, map_location="cpu", weights_only=True)
     return [state[f"lin{i}.model.1.weight"].flatten() for i in range(len(state))]  # (1, C, 1, 1) to (C,)
