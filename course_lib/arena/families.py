@@ -24,8 +24,8 @@ STEPS = 10**9  # for a loop that a clock ends
 class Clock:
     """Counts the seconds of training, and not those of looking at the model in between.
 
-    On a processor the seconds are the process's own: waiting for other work does not count. On a GPU they
-    are those until it has done all that it was given, as the program runs ahead of it.
+    On a processor the seconds are the process's own: waiting for other work does not count. A GPU works on
+    while the program runs ahead of it: there a step ends when the GPU has done all that it was given.
     """
 
     def __init__(self, limit: float, device: torch.device) -> None:

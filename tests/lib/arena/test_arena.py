@@ -145,7 +145,7 @@ def test_clock_waits_for_a_gpu_which_works_on_while_the_program_goes_on(monkeypa
     clock = Clock(1.0, torch.device("cuda"))
 
     def steps():  # each only hands work of a quarter of a second over
-        while True:
+        for _ in range(20):
             queued[0] += 0.25
             yield
 
@@ -318,18 +318,18 @@ def test_bound_of_codes_is_below_the_sum_over_all_codes(trained):
     assert (model.log_density(x, gen()).numpy() <= want + 1e-4).all()
 
 
-@pytest.mark.parametrize("family", ["mixture", "VAE", "VQ-VAE", "GAN", "DDPM", "score"])
+@pytest.mark.parametrize("family", ["mixture", "VAE", "VQ-VAE", "GAN", "score"])
 def test_larger_images(family):
-    """The shapes of MNIST, as in the full profile; the flows' network is the score's."""
+    """The shapes of MNIST, as in the full profile; DDPM's and the flows' network is the score's."""
     noise = torch.rand(300, 1, 28, 28, generator=gen()) * 2 - 1
     features = lambda x: x.mean(1).flatten(1)[:, ::97]
     place = Field("mnist", noise[:200], noise[200:], features, features(noise[:5]), 1.0, None, 256)
-    model = FAMILIES[family](place, profiles.start("smoke", 0), 150_000)
+    model = FAMILIES[family](place, profiles.start("smoke", 0), 180_000)
     clock = Clock(0.01, CPU)
     for _ in clock.take(model.training(clock)):
         pass
     assert draw(model, next(iter(model.samplers())), 2).shape == (2, 1, 28, 28)
-    if model.density and family != "DDPM":  # whose bound goes through all its steps
+    if model.density:
         assert torch.isfinite(model.log_density(place.test[:2], gen())).all()
 
 
