@@ -85,7 +85,8 @@ def solve(a: Tensor, b: Tensor, c: tuple[Tensor, Tensor], prediction: Tensor, xt
     """The two unknowns of a x0 + b ε = xt and c0 x0 + c1 ε = prediction."""
     c0, c1 = c
     determinant = a * c1 - b * c0
-    return Pair((c1 * xt - b * prediction) / determinant, (a * prediction - c0 * xt) / determinant)
+    a, b, c0, c1 = (v / determinant for v in (a, b, c0, c1))  # small ones first: it saves passes over images
+    return Pair(c1 * xt - b * prediction, a * prediction - c0 * xt)
 
 
 def require_apart(target: str, a: Tensor, b: Tensor, c: tuple[Tensor, Tensor], t: Tensor) -> None:

@@ -46,11 +46,10 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> PrecisionReca
         PrecisionRecall(precision=1.0, recall=0.5)
     """
     require_count("k", k)
-    real, fake = pair_of_features(("real", real), ("fake", fake), least=k + 1)
-    # in units of a power of two, which rounds nothing, no square overflows
-    exponent = math.frexp(max(z.abs().max().item() for z in (real, fake)))[1]
-    real = real * 2.0 ** -max(exponent, -1000)  # one after the other: they may be large
-    fake = fake * 2.0 ** -max(exponent, -1000)
+    real, fake = pair_of_features(("real", real), ("fake", fake), least=k + 1, wide=False)
+    exponent = math.frexp(max(abs(end.item()) for z in (real, fake) for end in z.aminmax()))[1]
+    if abs(exponent) > 20:  # in units of a power of two, which rounds nothing, no square overflows
+        real, fake = (z.double() * 2.0 ** -max(exponent, -1000) for z in (real, fake))
     radii = [_squared_radii(z, k) for z in (real, fake)]
     product = _Products(fake, real)
     in_fake = torch.zeros(len(real), dtype=torch.bool, device=real.device)
@@ -94,7 +93,7 @@ def mode_coverage(samples: Tensor, centres: Tensor, radius: float, *, share: flo
 
 
 class _Products:
-    """Squared distances of rows x (N, D) and y (M, D), of values in [-1, 1], between two bounds."""
+    """Squared distances of rows x (N, D) and y (M, D), none of them beyond float32, between two bounds."""
 
     def __init__(self, x: Tensor, y: Tensor, dtype: torch.dtype = torch.float32) -> None:
         if torch.get_float32_matmul_precision() != "highest":
@@ -119,7 +118,7 @@ class _Products:
 
 def _squared_radii(z: Tensor, k: int) -> Tensor:
     """Each point's squared distance from its k-th neighbour in the set, (N,), in float64."""
-    radii, open_ = z.new_empty(len(z)), torch.arange(len(z), device=z.device)
+    radii, open_ = _exact(z[:, 0]).clone(), torch.arange(len(z), device=z.device)
     take = min(k + 1 + SPARE, len(z))  # a point's nearest is itself
     for dtype in (torch.float32, torch.float64):
         product, left = _Products(z, z, dtype), []
@@ -132,7 +131,8 @@ def _squared_radii(z: Tensor, k: int) -> Tensor:
         if not len(open_ := torch.cat(left)):
             return radii
     for row in open_.tolist():
-        radii[row] = (z[row] - z).square().sum(1).kthvalue(k + 1).values
+        apart = z.to(radii.dtype) - z[row]
+        radii[row] = apart.square_().sum(1).kthvalue(k + 1).values
     return radii
 
 
@@ -148,4 +148,9 @@ def _inside(x: Tensor, support: Tensor, low: Tensor, high: Tensor, radii: Tensor
 
 
 def _squared(x: Tensor, i: Tensor, y: Tensor, j: Tensor) -> Tensor:
-    return (x[i] - y[j]).square_().sum(1)
+    return (_exact(x[i]) - _exact(y[j])).square_().sum(1)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return x if x.device.type == "mps" else x.double()

@@ -235,14 +235,23 @@ def inception_score(logits: Tensor) -> float:
     return (log_p.exp() * (log_p - log_mean)).sum(1).mean().exp().item()
 
 
-def pair_of_features(first: tuple[str, Tensor], second: tuple[str, Tensor], least: int = 2) -> list[Tensor]:
-    """Two named sets of features in float64, of one width; refuse what is not finite or has few rows."""
+def pair_of_features(
+    first: tuple[str, Tensor], second: tuple[str, Tensor], least: int = 2, *, wide: bool = True
+) -> list[Tensor]:
+    """Two named sets of features of one width; refuse what is not finite or has few rows.
+
+    In float64 if `wide`, else in float32 at least.
+    """
     (_, x), _ = first, second
     for name, value in (first, second):
         require_values(name, value, "N", *(x.shape[1:] if value is not x else "D"))
         if len(value) < least:
             raise ValueError(f"{name} must hold at least {least} samples; got {len(value)}")
-    return [_float64(value) for _, value in (first, second)]
+    if wide:
+        return [_float64(value) for _, value in (first, second)]
+    return [
+        value.detach().to(torch.promote_types(value.dtype, torch.float32)) for _, value in (first, second)
+    ]
 
 
 def _root(name: str, covariance: Tensor) -> Tensor:
