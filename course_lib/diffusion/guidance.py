@@ -22,7 +22,7 @@ class Guided(BaseDenoiser):
         interval: times at which to guide (Kynkäänniemi et al., 2024); at others the model is the conditional
             one, and evaluated once.
         rescale: how far :math:`\hat x_0` gets the standard deviation, over its values, that it has without
-            guidance, from 0 to 1 (Lin et al., 2024, eqs. 15 and 16, there of the network's output).
+            guidance, from 0 to 1 (Lin et al., 2024, section 3.4, there of the network's output).
 
     >>> from course_lib.diffusion import Denoiser, Linear
     >>> net = lambda x, t, y=None: torch.zeros_like(x) if y is None else y[:, None].float().expand_as(x)

@@ -75,7 +75,7 @@ def _determinant(model: Denoiser, t: Tensor) -> Tensor:
 
 
 def min_snr(gamma: float = 5.0) -> Weight:
-    r"""The weight :math:`\min(\text{SNR}, \gamma)` on the error of :math:`x_0` (Hang et al., 2023, eq. 8).
+    r"""The weight :math:`\min(\text{SNR}, \gamma)` on the error of :math:`x_0` (Hang et al., 2023).
 
     On that of :math:`\varepsilon` it is :math:`\min(\gamma / \text{SNR}, 1)`, whatever the network predicts.
 

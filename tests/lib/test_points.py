@@ -1,7 +1,5 @@
 """Squared distances and nearest centers, against differences in float64, where products lose digits."""
 
-import doctest
-
 import pytest
 import torch
 
@@ -124,7 +122,3 @@ def test_squared_distances_have_gradients():
     x, y = normal(5, 40).requires_grad_(), normal(4, 40, seed=1)
     (found,) = torch.autograd.grad(squared_distances(x, y).sum(), x)
     torch.testing.assert_close(found, 2 * (x[:, None] - y).sum(1).detach())
-
-
-def test_examples():
-    assert doctest.testmod(points).failed == 0

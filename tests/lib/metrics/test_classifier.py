@@ -1,6 +1,4 @@
-"""The digit classifier: its weights are those that its command makes, and its accuracy is as stated."""
-
-import doctest
+"""The digit classifier, and its accuracy as stated; tests/book has the test of its command."""
 
 import pytest
 import torch
@@ -35,20 +33,6 @@ def test_its_weights_are_small_and_as_many_as_stated():
     assert classifier.WEIGHTS.stat().st_size < 300_000
     assert f"{sum(p.numel() for p in model.parameters()):,} weights" in classifier.DigitClassifier.__doc__
     assert not model.training and not any(p.requires_grad for p in model.parameters())
-
-
-def test_its_command_makes_these_weights():
-    """Up to rounding, which differs by processor and version: the answers are the same, or nearly."""
-    kept, again = classifier.digit_classifier(), classifier.fit()
-    if not torch.cuda.is_available():  # where training is in bfloat16
-        for name, weights in again.state_dict().items():
-            assert torch.allclose(weights, kept.state_dict()[name], rtol=0, atol=1e-3), name
-    with torch.no_grad():
-        same = kept(DIGITS.test).argmax(1) == again(DIGITS.test).argmax(1)
-    assert same.double().mean() >= 0.98
-    assert classifier.accuracy(again, DIGITS.test, DIGITS.test_labels) == pytest.approx(
-        classifier.accuracy(kept, DIGITS.test, DIGITS.test_labels), abs=0.015
-    )
 
 
 def test_a_seed_makes_the_same_bits_twice_and_another_does_not():
@@ -100,7 +84,3 @@ def test_accuracy_does_not_broadcast_labels():
     for bad in (labels[:, None], labels[:1]):
         with pytest.raises(ValueError, match=r"labels must have shape \(360,\)"):
             classifier.accuracy(model, x, bad)
-
-
-def test_examples():
-    assert doctest.testmod(classifier).failed == 0

@@ -1,6 +1,5 @@
 """Precision and recall, and modes, against definitions in NumPy and closed forms."""
 
-import doctest
 import math
 
 import numpy as np
@@ -135,7 +134,3 @@ def test_few_samples_cover_too_few_modes():
 def test_what_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call(torch.zeros(5, 2))
-
-
-def test_examples():
-    assert doctest.testmod(coverage).failed == 0

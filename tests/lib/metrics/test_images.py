@@ -1,6 +1,5 @@
 """RMSE, PSNR and SSIM, against scikit-image and torchmetrics."""
 
-import doctest
 import math
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from skimage import metrics as skimage
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from course_lib.metrics import images
 from course_lib.metrics.images import psnr, rmse, ssim
 from course_lib.training import load_dataset
 
@@ -87,7 +85,3 @@ def test_windows_that_have_no_middle_or_do_not_fit_are_refused():
     for window in (6, 9):
         with pytest.raises(ValueError, match="window must be odd, from 3 to the images' smaller side, 8"):
             ssim(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), window=window)
-
-
-def test_examples():
-    assert doctest.testmod(images).failed == 0

@@ -1,6 +1,5 @@
 """Metrics of samples, against definitions in NumPy and SciPy, closed forms for normals, and torchmetrics."""
 
-import doctest
 import itertools
 import math
 
@@ -412,7 +411,3 @@ def test_inception_score_as_torchmetrics():
 def test_what_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call(torch.arange(10.0).view(5, 2))
-
-
-def test_examples():
-    assert doctest.testmod(samples).failed == 0

@@ -1,14 +1,11 @@
 """Colour maps, against NumPy, SciPy's matrix root, random rivals, and bad input."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
 from skimage.color import rgb2yiq
 
-from course_lib.style import colour
 from course_lib.style.colour import colour_map, luminance, match_colours, moments, root, with_luminance
 
 F64 = torch.float64
@@ -125,7 +122,3 @@ def test_with_luminance_is_cut():
 def test_what_is_refused(call, said):
     with pytest.raises(ValueError, match=said):
         call()
-
-
-def test_examples():
-    assert doctest.testmod(colour).failed == 0

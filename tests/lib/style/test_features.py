@@ -1,6 +1,5 @@
 """Feature extractors, against convolution written as loops, torchvision's own networks, and bad input."""
 
-import doctest
 from pathlib import Path
 from urllib.error import URLError
 
@@ -221,7 +220,3 @@ def test_halve_weighs_pixels_by_a_triangle_as_wide_as_two_new_ones(factor):
     np.testing.assert_allclose(halve(x, factor), weights @ x.numpy() @ weights.T, atol=1e-6)
     board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(8, 8)[None, None]
     assert halve(board, 4)[..., 1:-1, 1:-1].abs().max() < 1e-6
-
-
-def test_examples():
-    assert doctest.testmod(features).failed == 0

@@ -1,12 +1,9 @@
 """Gram matrices, losses and AdaIN, against NumPy loops."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
-from course_lib.style import losses
 from course_lib.style.losses import adain, content_loss, gram, style_loss, total_variation
 
 F64 = torch.float64
@@ -97,7 +94,3 @@ def test_adain_survives_constant_channels():
 def test_faint_features_are_not_nothing():
     f = rand(1, 3, 4, 4)
     assert style_loss({"p": f}, {"p": 1e-4 * gram(f)}) > 1e7
-
-
-def test_examples():
-    assert doctest.testmod(losses).failed == 0

@@ -1,6 +1,5 @@
 """LPIPS, against the authors' package with the same networks, NumPy loops, and bad input."""
 
-import doctest
 import warnings
 from pathlib import Path
 
@@ -12,7 +11,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import lpips as theirs
 
-from course_lib.style import lpips
 from course_lib.style.features import RandomFeatures, lpips_backbone
 from course_lib.style.lpips import LPIPS, differences, read_weights, unit
 
@@ -151,7 +149,3 @@ def test_weights_of_another_precision_weigh_the_same():
 def test_published_weights_are_read(name, widths):
     weights = read_weights(published(name))
     assert [len(w) for w in weights] == widths and all((w >= 0).all() for w in weights)
-
-
-def test_examples():
-    assert doctest.testmod(lpips).failed == 0

@@ -1,6 +1,5 @@
 """Optimizing pixels, and transfer, against SciPy and PyTorch's own solver."""
 
-import doctest
 import itertools
 
 import numpy as np
@@ -192,7 +191,3 @@ def test_style_and_content_may_differ_in_size():
 def test_what_transfer_refuses(options, said):
     with pytest.raises(ValueError, match=said):
         next(transfer(EXTRACT, **{"style": photos(), **options}))
-
-
-def test_examples():
-    assert doctest.testmod(pixels).failed == 0
