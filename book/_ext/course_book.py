@@ -85,6 +85,12 @@ def drop_thebe(app: Sphinx, page: str, template: str, context: dict, doctree: no
     context["script_files"] = [s for s in context["script_files"] if "thebe" not in mentions(s)]
 
 
+def reach_tables(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+    """Let the keyboard reach a table, which a telephone may have to scroll sideways."""
+    box = 'class="pst-scrollable-table-container"'
+    context["body"] = context.get("body", "").replace(box, f'{box} tabindex="0"')
+
+
 class NamedByPage(ElementDirective):
     """A proposition without a label gets one with its page's name in it.
 
@@ -111,6 +117,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-read", drop_widget_state)
     app.connect("doctree-read", tie_punctuation)
     app.connect("html-page-context", drop_thebe)
+    app.connect("html-page-context", reach_tables)
     app.connect("autodoc-skip-member", skip_fields)
     known = app.registry.domains["prf"].directives
     for kind, directive in known.items():

@@ -96,10 +96,12 @@ class Denoiser(BaseDenoiser):
             float32 at least; returns the shape of x. A module, or any function.
         path: of the noise.
         target: what the network predicts: ``"x0"``, ``"eps"``, ``"score"``, ``"v"`` (Salimans and Ho, 2022),
-            ``"velocity"`` or ``"edm"``. That is F of `Preconditioning`, in terms of data and noise
-            :math:`F = (b\, x_0 - a\, \sigma_d^2\, \varepsilon) / (\sigma_d \sqrt{b^2 + a^2 \sigma_d^2})`; the
-            network's input is then :math:`c_\text{in} x_t / a`, and its time :math:`c_\text{noise}`.
+            ``"velocity"``, or ``"edm"``: F of `Preconditioning`.
         sigma_data: :math:`\sigma_d`, with ``"edm"`` alone.
+
+    With ``"edm"`` the network's input is :math:`c_\text{in}\, x_t / a`, its time :math:`c_\text{noise}`, and
+
+    .. math:: F = \frac{b\, x_0 - a\, \sigma_d^2\, \varepsilon}{\sigma_d \sqrt{b^2 + a^2 \sigma_d^2}} .
 
     Its state dict says what it belongs to: weights of another path or target are refused.
 
