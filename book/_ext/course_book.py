@@ -85,7 +85,9 @@ def drop_thebe(app: Sphinx, page: str, template: str, context: dict, doctree: no
     context["script_files"] = [s for s in context["script_files"] if "thebe" not in mentions(s)]
 
 
-def reach_tables(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+def reach_tables(
+    app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None
+) -> None:
     """Let the keyboard reach a table, which a telephone may have to scroll sideways."""
     box = 'class="pst-scrollable-table-container"'
     context["body"] = context.get("body", "").replace(box, f'{box} tabindex="0"')
