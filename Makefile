@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book test run arena handout checks classifier address lock bench clean
+.PHONY: help book test run results arena weights picture handout checks classifier address lock bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,15 @@ run: $(READY) ## Run a chapter into runs/: CHAPTER=gmm_em [PROFILE=full] [DATASE
 
 arena: $(READY) ## Run what is missing of the arena's runs: [PROFILE=full]
 	@$(BIN)/python -m tools.arena $(if $(PROFILE),--profile "$(PROFILE)")
+
+results: $(READY) ## Compute an experiment's table and store it: NAME=em_starts [WORKERS=1]
+	@$(BIN)/python -m tools.results "$(NAME)" $(if $(WORKERS),--workers "$(WORKERS)")
+
+weights: $(READY) ## Train a model and store its weights: NAME=mnist_flow [DATA=folder]
+	@$(BIN)/python -m tools.weights "$(NAME)" $(if $(DATA),--data "$(DATA)")
+
+picture: $(READY) ## Draw the landing page's picture with the course's models
+	@$(BIN)/python -m tools.picture
 
 handout: $(READY) ## Write handout/: chapters without solutions, as notebooks and as scripts
 	@$(BIN)/python -m tools.handout

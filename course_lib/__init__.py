@@ -2,6 +2,7 @@
 
 - `training`: the loop, checkpoints, averages of weights, data and devices.
 - `nets`: networks that know no model and no loss.
+- `scenes`: captioned images of coloured shapes, from a finite list.
 - `style`, `mixture`, `vae`, `vq`, `gan`, `diffusion`: the families.
 - `metrics`: how far samples are from data.
 - `book`, `arena`: what stands on top, for the notebooks.
@@ -33,7 +34,9 @@ _HOME = {  # name: the module that has it
     "drop_labels": "diffusion.guidance",
     "grid": "diffusion.samplers",
     "heun": "diffusion.samplers",
+    "image_folder": "training.data",
     "in_batches": "diffusion.samplers",
+    "load_dataset": "training.data",
     "train": "training.loop",
 }
 

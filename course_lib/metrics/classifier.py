@@ -25,15 +25,18 @@ CONFIG = TrainConfig(steps=1500, batch_size=128, lr=2e-3, warmup=50, weight_deca
 
 
 class DigitClassifier(nn.Module):
-    """Three convolutions, a layer of 64 features, ten logits; for images (B, 1, 8, 8). 40,394 weights.
+    """Three convolutions, a layer of 64 features, ten logits; for images (B, 1, side, side).
+
+    It has 40,394 weights at the 8 pixels of the digits.
 
     Examples:
         >>> DigitClassifier()(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, side: int = 8) -> None:
         super().__init__()
+        self.side, small = side, -(-side // 4)  # halved twice, rounded up
         self.body = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1),
             nn.SiLU(),
@@ -41,16 +44,16 @@ class DigitClassifier(nn.Module):
             nn.SiLU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1),
             nn.SiLU(),
-            nn.Flatten(),  # (B, 64*2*2)
+            nn.Flatten(),  # (B, 64*small*small)
             nn.Dropout(0.2),
-            nn.Linear(256, 64),
+            nn.Linear(64 * small**2, 64),
             nn.LayerNorm(64, elementwise_affine=False),  # a scale that training does not choose
         )
         self.head = nn.Linear(64, 10)
 
     def features(self, x: Tensor) -> Tensor:
-        """The last hidden layer, (B, 64), of images (B, 1, 8, 8) in [-1, 1]; a row has mean 0, variance 1."""
-        require_images("x", x, (1, 8, 8))
+        """The last hidden layer, (B, 64), of images in [-1, 1]; a row has mean 0, variance 1."""
+        require_images("x", x, (1, self.side, self.side))
         return self.body(x)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ r"""Training, for any model and any loss.
 - `finite`: losses that are no numbers, found without waiting for the device
 - `modes`: training and evaluation mode, put back submodule by submodule; `evaluating`
 - `device`: `pick_device`, `seed_everything`, and the precision that a device is good at
-- `data`: bundled and downloaded datasets; `load_dataset`, `photo`
+- `data`: bundled and downloaded datasets; `load_dataset`, `image_folder`, `photo`
 """
 
-from course_lib.training.data import Images, load_dataset, photo
+from course_lib.training.data import Images, image_folder, load_dataset, photo
 from course_lib.training.device import pick_device, seed_everything
 from course_lib.training.ema import EMA, average
 from course_lib.training.loop import Step, TrainConfig, train
@@ -23,6 +23,7 @@ __all__ = [
     "TrainConfig",
     "average",
     "evaluating",
+    "image_folder",
     "load_dataset",
     "photo",
     "pick_device",

@@ -231,11 +231,12 @@ def test_make_arena(tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 def test_the_api_page_holds_every_module() -> None:
-    """All but the exercises of a chapter, which the chapter shows."""
+    """All but the exercises and experiments of a chapter, which the chapter shows."""
     listed = set(re.findall(r"automodule:: (\S+)", (ROOT / "book" / "api.md").read_text("utf8")))
     files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "course_lib").rglob("*.py")]
     modules = {".".join(file.parts).removesuffix(".__init__") for file in files}
-    assert listed == {name for name in modules if not name.startswith("course_lib.book.exercises.")}
+    own = ("course_lib.book.exercises.", "course_lib.book.experiments.")
+    assert listed == {name for name in modules if not name.startswith(own)}
 
 
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", (ROOT / "book" / "running.md").read_text("utf8"), re.M | re.S)

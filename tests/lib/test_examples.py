@@ -11,7 +11,7 @@ import pytest
 
 import course_lib
 
-FOLDERS = ("training", "style", "mixture", "vae", "vq", "gan", "diffusion", "metrics")
+FOLDERS = ("training", "scenes", "style", "mixture", "vae", "vq", "gan", "diffusion", "metrics")
 SKIPPED = {"stored"}
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torchvision.utils import save_image
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "book" / "running.md"
 
 

@@ -20,7 +20,7 @@ LIBRARY = ROOT / "course_lib"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
 INSTALLED_AS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}  # else under the name of the module
 ON_TOP = {"arena", "book"}
-BELOW = {"nets", "training"}  # these know no family
+BELOW = {"nets", "scenes", "training"}  # these know no family
 
 
 class Import(NamedTuple):
